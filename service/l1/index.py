@@ -19,10 +19,10 @@ from service.l1.ledger import Ledger
 from service.l1.namespaces import Namespaces
 from service.l1.past import Past, RemovalReason, Tombstone
 from service.l1.pool import Pool, Slot
-from service.l1.runs import Runs
 from service.l1.shares import Shares
 from service.l1.unzeroed import Unzeroed
 from service.l1.uses import Uses
+from service.l1.victims import Victims
 from telemetry.kinds import MissReason
 
 _LONGEST_PAUSE = 1 << 20  # between two uses of adopted chunks: a damaged tick makes nothing else old
@@ -65,7 +65,7 @@ class Index:
         self.count_hits = self.uses.count_hits
         self._eviction = self.uses.order
         self._used: dict[Chunk, None] = {}  # since the records were written, the last one used last
-        self._runs = Runs(self._eviction)
+        self._victims = Victims(pool, self._eviction, self.shares)
 
     def __repr__(self) -> str:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
@@ -219,7 +219,7 @@ class Index:
         """End what `begin_reading` began. A chunk that was removed meanwhile gives its slot back."""
         chunk.num_readers -= 1
         assert chunk.num_readers >= 0, "a reading ends twice"
-        self._runs.note_unprotected()
+        self._victims.note_unprotected()
         if chunk.num_readers:
             return
         if not chunk.removed:
@@ -288,15 +288,11 @@ class Index:
         slot = self.pool.take(slot_bytes)
         if slot is not None:
             return slot, ()
-        for of in self.shares.victims_for(tenant, slot_bytes, self._namespaces.used_bytes_by_tenant):
-            own = self._eviction.next_victim(slot_bytes, of)
-            run = self._runs.find(self.pool, slot_bytes, own, self.pool.capacity_bytes - self.protected_bytes, of)
-            if run or own is not None:
-                break
-        else:
+        unprotected_bytes = self.pool.capacity_bytes - self.protected_bytes
+        found = self._victims.for_slot(slot_bytes, tenant, self._namespaces.used_bytes_by_tenant, unprotected_bytes)
+        if found is None:
             return None, ()
-        victims = [slot.occupant for slot in run if slot.occupant is not None] if run else [own] if own else []
-        victims = self._eviction.with_descendants(victims)
+        run, victims = found
         for victim in victims:
             self._eviction.note_evicted(victim)
             self.remove(victim, RemovalReason.EVICTED)
@@ -349,4 +345,4 @@ class Index:
     def _count_unprotected(self, slot: Slot[Chunk]) -> None:
         self.num_protected -= 1
         self.protected_bytes -= slot.size_bytes
-        self._runs.note_unprotected()
+        self._victims.note_unprotected()

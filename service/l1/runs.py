@@ -43,8 +43,10 @@ class Runs:
         need several tries to find one. `of` names the tenants whose chunks may leave; None: all.
         """
         first = self._eviction.next_victim_of_other_size(slot_bytes, of)
-        most = self._eviction.standing(own) if own is not None else None
         free = pool.any_free()
+        if first is None and free is None:
+            return ()
+        most = self._eviction.standing(own) if own is not None else None
         if first is not None and most is not None and self._eviction.standing(first) >= most:
             first = None
         if first is None and free is None:

@@ -17,8 +17,8 @@ CHUNKS_PER_MOVE = 256  # of a change of the policy, at each use of a prompt
 class Uses:
     """Counts uses, and with the policy `AUTO` chooses the policy of the `order` by what the ghost caches hit.
 
-    `policy_name` is the policy in use, and `ghosts` are asked about others. `on_policy_change` is called with the policy
-    before and the one after a change.
+    `policy_name` is the policy in use, and `ghosts` are asked about others. `on_policy_change` is called with the
+    policy before and the one after a change.
     """
 
     def __init__(self, policies: PolicySet, ghosts: Ghosts, eviction: PolicyName) -> None:

@@ -130,6 +130,8 @@ class EvictionOrder:
 
     def next_victim_of_other_size(self, slot_bytes: int, of: Container[str] | None = None) -> Chunk | None:
         """Return the chunk of any other size that is evicted next."""
+        if not self._rankings_before and self._rankings.keys() <= {slot_bytes}:
+            return None
         self._sort_if_due()
         sizes = {**self._rankings_before, **self._rankings} if self.is_moving else self._rankings
         victims = (self._next_victim_of_size(size, of) for size in sizes if size != slot_bytes)

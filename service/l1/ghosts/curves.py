@@ -20,6 +20,10 @@ from service.l1.ghosts.tally import (
     standard_errors,
 )
 
+SIMULATION_ERROR = 0.005
+"""Of the asked tokens: a standard error for what the simulations leave out. They evict several chunks at a time, and
+know nothing of the chunks between the sampled ones. Beside replays of other sizes they were wrong by up to 0.01."""
+
 
 class Capacities:
     """The sizes of the ghost caches in bytes, for the L1 and the tiers that there are.
@@ -58,7 +62,7 @@ def curve_of(
     """Return the curve of a tenant and model with these counts. It has the ghost caches of `active_bits`."""
     by_part = differences(counts)
     asked_tokens = float(counts[ASKED_TOKENS])
-    errors = standard_errors(by_part) * math.sqrt(1 - sampling_rate)
+    errors = np.hypot(standard_errors(by_part) * math.sqrt(1 - sampling_rate), SIMULATION_ERROR * asked_tokens)
     rate = tally.prefill_tokens_per_second
     points = []
     for number, ghost in enumerate(GHOSTS):
