@@ -17,7 +17,7 @@ from tests.fuzz.things import Grant, Things
 
 _OFTEN = {"Lookup": 4, "Store": 4, "Retrieve": 4, "StoreInline": 4, "RetrieveInline": 3, "AttachInstance": 3}
 _USUALLY = 2
-_SELDOM = {"ClearCache": 1, "Health.List": 1, "ListInstances": 1, "GetStatus": 1, "SetLogLevel": 1}
+_SELDOM = {"ClearCache": 1, "Health.List": 1, "ListInstances": 1, "GetStatus": 1, "SetLogLevel": 1, "GetHitCurve": 1}
 WEIGHTS = [_OFTEN.get(rpc.name, _SELDOM.get(rpc.name, _USUALLY)) for rpc in RPCS]
 MOST_TEXT_CHARS = 3_000
 SHORT_DEADLINE_SECONDS = 0.2
