@@ -78,6 +78,7 @@ class Choice:
 
     def _is_clear(self, better: PolicyName, policy: PolicyName) -> bool:
         saved = dict(zip(CHOSEN_AMONG, self._recently_saved, strict=True))
-        more = saved[better] - saved[policy]
+        # The depot's own hits are 0 here. A small ghost cache of its policy may hit less than the depot itself does.
+        more = saved[better] - (saved[policy] if saved[policy].sum() > 0 else 0.0)
         noise = STANDARD_ERRORS * float(standard_errors(more))
         return float(more.sum()) > max(noise, MIN_MARGIN * self._recently_asked)
