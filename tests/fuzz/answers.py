@@ -96,6 +96,8 @@ def fault_in(answer: Answer, rpc: Rpc, expected: Expected) -> str:
         return f"the details say code {answer.details_code}, the call {code_number}"
     if answer.code == "OK" or _is_of_the_clients_making(answer, expected):
         return ""
+    if answer.reason == "CHUNK_CORRUPT":  # nothing damages the memory of this depot
+        return f"wrong bytes, which the depot found itself: {answer}"
     if not rpc.is_ours:
         is_known = answer.code in CODES_OF_OTHERS or answer.reason in REASONS_OF_OTHERS
         return "" if is_known else f"an answer that no service gives: {answer}"
