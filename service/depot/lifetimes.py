@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from service.depot.due_timer import DueTimer
 from service.depot.leases import Lease, Leases
 from service.depot.recording import RequestEnded, RequestRecorder
 from service.depot.running_transfer import stopped, to_the_end
@@ -35,8 +36,7 @@ class Lifetimes:
         self._slices = slices
         self._bus = bus
         self._recorder = recorder
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
+        self._timer = DueTimer(self._on_due)
 
     def session(self, instance_id: str, session_id: str, model_name: str) -> Session:
         """Return the instance's session for an operation. Begin it if there is none.
@@ -88,7 +88,7 @@ class Lifetimes:
             )
         lease = self._leases.grant(session.instance_id, session.session_id, chunks_by_rank, from_l2)
         session.lease_ids.add(lease.lease_id)
-        self._expire_by(lease.expire_monotonic)
+        self._timer.call_by(lease.expire_monotonic)
         self._bus.publish(
             LeaseGranted(
                 instance_id=lease.instance_id,
@@ -199,11 +199,10 @@ class Lifetimes:
 
     def stop(self) -> None:
         """Stop the timer for good."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.stop()
 
     def _publish_started(self, session: Session) -> None:
-        self._expire_by(self._sessions.idle_at(session))
+        self._timer.call_by(self._sessions.idle_at(session))
         self._bus.publish(
             SessionStarted(
                 instance_id=session.instance_id,
@@ -223,20 +222,8 @@ class Lifetimes:
                     unpinned.append(chunks_unpinned)
                 yield
 
-    def _expire_by(self, moment: float) -> None:
-        """Have `expire` called when a lease or a session is due (monotonic)."""
-        if self._timer is not None:
-            if self._timer_due <= moment:
-                return
-            self._timer.cancel()
-        # At least a moment ahead: a session stays overdue while it runs an operation.
-        delay_seconds = max(moment - time.monotonic(), 0.01)
-        self._timer_due = time.monotonic() + delay_seconds
-        self._timer = asyncio.get_running_loop().call_later(delay_seconds, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
+    def _on_due(self) -> None:
         self.expire()
         for moment in (self._leases.next_expiry(), self._sessions.next_idle()):
             if moment is not None:
-                self._expire_by(moment)
+                self._timer.call_by(moment)

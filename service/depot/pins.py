@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 
 from service.depot.chunk_index import CHUNKS_PER_STEP
+from service.depot.due_timer import DueTimer
 from service.depot.held_chunks import HeldChunks
 from service.depot.pin import Pin
 from service.depot.pin_bounds import PinBounds
@@ -49,8 +50,7 @@ class Pins:
         self._by_id: dict[str, Pin] = {}  # the oldest first
         self._by_key: dict[ChunkKey, Pin] = {}
         self._by_end: dict[Chunk, list[Pin]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
+        self._timer = DueTimer(self._on_due)
         index.on_removed_pinned[tenant] = self._removed
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ class Pins:
             self._add(pin, rank, chunks)
         pin.count()
         self._set_end_chunk(pin, pin.last_chunk())
-        self._expire_by(pin.expire_monotonic)
+        self._timer.call_by(pin.expire_monotonic)
         self._bus.publish(
             PrefixPinned(
                 pin_id=pin.pin_id,
@@ -166,8 +166,7 @@ class Pins:
 
     def stop(self) -> None:
         """Stop the timer for good."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.stop()
 
     def check(self) -> None:
         """Assert the invariants, which hold after every step."""
@@ -231,19 +230,8 @@ class Pins:
         self.held.remove(pin, chunks)
         self._index.unpin(chunks)
 
-    def _expire_by(self, moment: float) -> None:
-        """Have `expire` called when a pin is due (monotonic)."""
-        if self._timer is not None:
-            if self._timer_due <= moment:
-                return
-            self._timer.cancel()
-        delay_seconds = max(moment - time.monotonic(), 0.01)
-        self._timer_due = time.monotonic() + delay_seconds
-        self._timer = asyncio.get_running_loop().call_later(delay_seconds, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
+    def _on_due(self) -> None:
         self.expire()
         next_moment = min((pin.expire_monotonic for pin in self), default=None)
         if next_moment is not None:
-            self._expire_by(next_moment)
+            self._timer.call_by(next_moment)
