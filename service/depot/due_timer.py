@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 MIN_DELAY_SECONDS = 0.01
-"""It is called so much later at least. Some things stay overdue for a while: a session that runs an operation, for one."""
+"""It is called so much later at least. Some things stay overdue for a while: a session that runs an operation does."""
 
 
 class DueTimer:
