@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Iterator
 
+from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.depot import Depot
 from service.depot.hits import Hit
 from service.depot.instances import Instance
@@ -67,8 +69,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             hit = _hit(depot, instance, request, match)
             request_before = session.request
             number = session.request_of_lookup(depot.index.new_request)
-            for chunks in match.chunks_by_rank:
-                depot.index.count_hits(chunks, number, match.from_l2, will_continue=session.will_continue)
+            depot.slices.run(_counting(depot, match, number, session.will_continue))
             more_asked, more_hit = session.note_lookup(prompt_tokens, matched_tokens)
             depot.index.ghosts.note_lookup(depot.tenant, instance.model_name, more_asked, more_hit)
             depot.pins.note_match(match.chunks_by_rank[0])
@@ -138,6 +139,21 @@ def _record(depot: Depot, request: LookupRequest, session: Session, request_befo
             model_name=attachment.model_name,
         )
     )
+
+
+def _counting(depot: Depot, match: Match, request: int, will_continue: bool) -> Iterator[None]:
+    """Return the steps that count the use of what matched. They may end after the answer."""
+    matched, from_l2 = [[*chunks] for chunks in match.chunks_by_rank], frozenset(match.from_l2)
+
+    def steps() -> Iterator[None]:
+        for chunks in matched:
+            for end in range(len(chunks), 0, -CHUNKS_PER_STEP):
+                begin = max(0, end - CHUNKS_PER_STEP)
+                loading = {position - begin for position in from_l2 if begin <= position < end}
+                depot.index.count_hits(chunks[begin:end], request, loading, will_continue=will_continue)
+                yield
+
+    return steps()
 
 
 def _finished(request: LookupRequest, operation: Operation, answer: LookupAnswer | None, hit: Hit) -> LookupFinished:

@@ -15,9 +15,10 @@ from kernels.geometry import Group, Plane, PlaneKind
 from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import Attachment
+from service.depot.lookup import lookup
 from service.depot.match import match_prefix
 from service.depot.open_store import OpenStore
-from service.depot.values import StoreHeader
+from service.depot.values import LookupRequest, StoreHeader
 from service.errors import InstanceNotFound, LeaseExpired
 from service.l1.keys import Prefix, RankIdentity
 from service.l1.past import RemovalReason
@@ -76,7 +77,7 @@ class Site:
     def open_store(self, of: Prefix) -> OpenStore:
         header = StoreHeader(instance_id="i", rank=0, session_id="s", prefix=of, start_token=0)
         store = OpenStore(self.depot, self.attachment, header)
-        store.open("1", 1)
+        store.open("1", self.depot.index.new_request())
         return store
 
     async def store(self, of: Prefix) -> OpenStore:
@@ -237,3 +238,16 @@ async def test_a_session_with_very_many_leases_ends_and_with_it_all_of_them(site
     assert site.depot.index.num_protected == 0
     site.depot.index.check()
     site.depot.lifetimes.stop()
+
+
+@pytest.mark.usefixtures("shortest_slices")
+async def test_a_lookup_answers_before_it_has_counted_very_many_uses(site: Site) -> None:
+    of = prefix(NUM_CHUNKS)
+    await site.store(of)
+    await site.settled()
+    chunks = list(site.depot.index.chunks())
+    request = LookupRequest(instance_id="i", session_id="s", prefix=of, computed_tokens=0, max_wait_seconds=0.0)
+    answer = await lookup(site.depot, request)
+    assert answer.matched_tokens == NUM_CHUNKS * CHUNK_SIZE
+    assert {chunk.num_uses for chunk in chunks} == {1, 2}, "some are counted later"
+    await passes_until(lambda: all(chunk.num_uses == 2 for chunk in chunks))
