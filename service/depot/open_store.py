@@ -62,6 +62,7 @@ class OpenStore:
         self._num_refused = 0
         self._stored_bytes = 0
         self._refusal: Refusal | None = None
+        self._has_bytes = False
 
     def open(self, operation_id: str, request: int, *, asked_tokens: int = 0, will_continue: bool = False) -> None:
         """Begin to store, as this operation of a request. Its lookup asked for so many tokens.
@@ -117,6 +118,7 @@ class OpenStore:
 
     async def commit(self, pace: Pace) -> None:
         """Make the reserved chunks visible, and wake the calls that wait for them. All bytes are in their slots."""
+        self._has_bytes = True
         written = list(self._reserved.items())
         for first in range(0, len(written), CHUNKS_PER_EVENT):
             if pace.is_over():
@@ -199,12 +201,13 @@ class OpenStore:
             for position in some:
                 self._depot.index.connect(self._pinned.get(position - 1), self._pinned[position], position)
             chunks = [self._pinned[position] for position in some]
-            self._depot.index.count_use(
-                chunks,
-                self._request,
-                num_asked=bisect_left(some, self._num_asked),
-                will_continue=self._will_continue,
-            )
+            if self._has_bytes:  # a store that failed before has used nothing
+                self._depot.index.count_use(
+                    chunks,
+                    self._request,
+                    num_asked=bisect_left(some, self._num_asked),
+                    will_continue=self._will_continue,
+                )
             self._depot.index.unpin(chunks)
             yield
 

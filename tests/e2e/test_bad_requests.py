@@ -196,6 +196,12 @@ class World:
                 return observability_pb2.GetSessionRequest(**ids)
             case "ExplainPrefix":
                 return observability_pb2.ExplainPrefixRequest(instance_id="engine", prefix=prefix)
+            case "PinPrefix":
+                return cache_pb2.PinPrefixRequest(instance_id="engine", prefix=prefix, ttl=Duration(seconds=60))
+            case "UnpinPrefix":
+                return cache_pb2.UnpinPrefixRequest(pin_id="unknown")
+            case "Prefetch":
+                return cache_pb2.PrefetchRequest(instance_id="engine", prefix=prefix)
         return request_class(rpc)()
 
     async def call(self, rpc: str, request: Any, *, over_unix_socket: bool = False) -> Answer:
@@ -428,7 +434,8 @@ for rpc in ("Store", "Retrieve", "RetrieveInline", "StoreInline"):
     refused(rpc, "the largest rank", "NOT_FOUND RANK_NOT_FOUND", by("engine", rank=2**32 - 1))
 
 HASHES = [b"hash" * 8] * 8
-for rpc, at in {"Lookup": "", "ExplainPrefix": "", "Store": "", "StoreInline": "[0].header."}.items():
+OF_A_PROMPT = ("Lookup", "ExplainPrefix", "PinPrefix", "Prefetch")
+for rpc, at in {**dict.fromkeys((*OF_A_PROMPT, "Store"), ""), "StoreInline": "[0].header."}.items():
     prefix = f"{at}prefix".replace("[0].", "")
 
     def put_hashes(path: str, hashes: list[bytes], hash_block_size: int) -> Callable[[Any, World], None]:
@@ -447,7 +454,7 @@ for rpc, at in {"Lookup": "", "ExplainPrefix": "", "Store": "", "StoreInline": "
     bad(rpc, "an empty hash", f"{prefix}.block_hashes", put_hashes(f"{at}prefix", [*HASHES, b""], 8))
     bad(rpc, "a long salt", f"{prefix}.cache_salt", put(f"{at}prefix.cache_salt", "x" * 257))
     bad(rpc, "a long adapter", f"{prefix}.adapter", put(f"{at}prefix.adapter", "x" * 513))
-    if rpc not in ("Lookup", "ExplainPrefix"):
+    if rpc not in OF_A_PROMPT:
         start = prefix.replace("prefix", "start_token")
         bad(rpc, "an unaligned start", start, put(f"{at}start_token", 8))
         bad(rpc, "a start beyond the prompt", start, put(f"{at}start_token", NUM_TOKENS + CHUNK_SIZE))
@@ -662,10 +669,19 @@ def of_an_unknown_model(request: Any, world: World) -> None:
     request.instance_id, request.model_name = "", "unknown"
 
 
-bad("ExplainPrefix", "neither an instance nor a model", "instance_id", put("instance_id", ""))
-bad("ExplainPrefix", "an instance and a model", "instance_id", put("model_name", "m"))
-bad("ExplainPrefix", "a long instance_id", "instance_id", put("instance_id", "x" * 257))
-refused("ExplainPrefix", "an unknown model", "NOT_FOUND INSTANCE_NOT_FOUND", of_an_unknown_model)
+for rpc in ("ExplainPrefix", "PinPrefix", "Prefetch"):
+    bad(rpc, "neither an instance nor a model", "instance_id", put("instance_id", ""))
+    bad(rpc, "an instance and a model", "instance_id", put("model_name", "m"))
+    bad(rpc, "a long instance_id", "instance_id", put("instance_id", "x" * 257))
+    refused(rpc, "an unknown instance", "NOT_FOUND INSTANCE_NOT_FOUND", put("instance_id", "unknown"))
+    refused(rpc, "an unknown model", "NOT_FOUND INSTANCE_NOT_FOUND", of_an_unknown_model)
+
+bad("PinPrefix", "no ttl", "ttl", put("ttl", None))
+for seconds in (0, -1):
+    bad("PinPrefix", f"a ttl of {seconds} s", "ttl", put("ttl", Duration(seconds=seconds)))
+bad("UnpinPrefix", "no pin_id", "pin_id", put("pin_id", ""))
+bad("ListPins", "a page of another kind", "page_token", put("page_token", "next"))
+bad("ListPins", "a page too large", "page_size", put("page_size", 1_001))
 
 bad("ReportBlockAllocation", "no block_size", "block_size", put("block_size", 0))
 bad("ReportBlockAllocation", "no session_id", "records[1].session_id", put("records[1].session_id", ""))
@@ -769,6 +785,7 @@ def test_each_documented_answer_to_a_bad_request_has_a_row() -> None:
     while_running |= {"REGION_UNAVAILABLE", "TOO_MANY_OBJECTS", "CHUNK_CORRUPT"}
     # See tests/e2e/test_vanishing_memory.py, test_regions.py, test_verification.py, test_lookups_in_tiers.py.
     while_running |= {"CHUNK_LOST"}
+    while_running |= {"PIN_LIMIT_EXCEEDED", "TOO_MANY_PREFETCHES"}  # see test_pins.py, test_prefetches.py
     while_running |= {"BLOCK_HASH_SEED_MISSING"}  # where chunks outlive the depot: see tests/e2e/test_identity.py
     while_running |= {"CREDENTIALS_REVOKED", "ADMIN_ONLY", "OTHER_TENANT", "TOO_MANY_SESSIONS"}
     tabled = {(row.rpc, row.reason) for row in BAD}

@@ -106,7 +106,7 @@ def replay(
     if nodes > 1 and any(NODE not in url for url in disks):
         fail(f"a disk tier belongs to one depot: write {NODE} into its folder, as in disk:///tmp/{NODE}?size=4GiB", 2)
     run = ReplayRun(
-        trace=str(trace),
+        trace=str(trace.absolute()),
         limit_requests=limit_requests,
         l1_chunks=l1_chunks[0],
         l2=urls,
