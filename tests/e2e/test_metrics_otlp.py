@@ -96,7 +96,8 @@ async def test_a_collector_gets_what_was_measured_when_the_depot_ends(collector:
     assert collector.resource["service.name"] == "kvdepot"
     assert collector.metrics.keys() <= {metric.name for metric in METRICS}
     without_attributes = {metric.name for metric in METRICS if not metric.attributes and not metric.boundaries}
-    not_here = {"kvdepot.tls.certificate.time_left", *(metric.name for metric in RECORDING_METRICS)}
+    not_here = {"kvdepot.tls.certificate.time_left", "kvdepot.sizing.depot_hit_ratio"}  # it is too early for the latter
+    not_here |= {metric.name for metric in RECORDING_METRICS}
     assert collector.metrics.keys() >= without_attributes - not_here
 
     by_kind = {metric.name: metric for metric in METRICS}
