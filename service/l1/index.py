@@ -65,7 +65,7 @@ class Index:
         self.count_hits = self.uses.count_hits
         self._eviction = self.uses.order
         self._used: dict[Chunk, None] = {}  # since the records were written, the last one used last
-        self._victims = Victims(pool, self._eviction, self.shares)
+        self._victims = Victims(self._eviction, self.shares)
 
     def __repr__(self) -> str:
         return f"<Index {self.num_resident} chunks resident, {self.num_protected} protected>"
@@ -289,7 +289,8 @@ class Index:
         if slot is not None:
             return slot, ()
         unprotected_bytes = self.pool.capacity_bytes - self.protected_bytes
-        found = self._victims.for_slot(slot_bytes, tenant, self._namespaces.used_bytes_by_tenant, unprotected_bytes)
+        used_bytes = self._namespaces.used_bytes_by_tenant
+        found = self._victims.for_slot(self.pool, slot_bytes, tenant, used_bytes, unprotected_bytes)
         if found is None:
             return None, ()
         run, victims = found

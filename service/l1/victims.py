@@ -12,10 +12,9 @@ from service.l1.shares import Shares
 
 
 class Victims:
-    """Chooses chunks of the pool that leave, by the order of eviction and the shares of tenants. It removes none."""
+    """Chooses chunks that leave, by the order of eviction and the shares of tenants. It removes none."""
 
-    def __init__(self, pool: Pool[Chunk], order: EvictionOrder, shares: Shares[str]) -> None:
-        self._pool = pool
+    def __init__(self, order: EvictionOrder, shares: Shares[str]) -> None:
         self._order = order
         self._shares = shares
         self._runs = Runs(order)
@@ -28,7 +27,12 @@ class Victims:
         self._runs.note_unprotected()
 
     def for_slot(
-        self, slot_bytes: int, tenant: str, used_bytes_by_tenant: Mapping[str, int], unprotected_bytes: int
+        self,
+        pool: Pool[Chunk],
+        slot_bytes: int,
+        tenant: str,
+        used_bytes_by_tenant: Mapping[str, int],
+        unprotected_bytes: int,
     ) -> tuple[Sequence[Slot[Chunk]], list[Chunk]] | None:
         """Return neighbours to be joined, empty if one slot of this size is enough, and the chunks that leave first.
 
@@ -36,7 +40,7 @@ class Victims:
         """
         for of in self._shares.victims_for(tenant, slot_bytes, used_bytes_by_tenant):
             own = self._order.next_victim(slot_bytes, of)
-            run = self._runs.find(self._pool, slot_bytes, own, unprotected_bytes, of)
+            run = self._runs.find(pool, slot_bytes, own, unprotected_bytes, of)
             if run:
                 leaving = [slot.occupant for slot in run if slot.occupant is not None]
                 return run, self._order.with_descendants(leaving)
