@@ -35,6 +35,8 @@ async def day(depot: Site, number: int) -> None:
     lease = (await engine.lookup("t", prompt(32, 3))).lease
     await engine.store("t", prompt(32, 4), engine.kv(32, 4))  # is refused
     await engine.attachment.release_lease(lease)
+    pinned = await depot.client.pin_prefix(prompt(16, 3), 60, model_name="llama")
+    await depot.client.unpin_prefix(pinned.pin)
     with pytest.raises(DepotError, match="session_id"):
         await engine.store("", prompt(32, 4), engine.kv(32, 4))
     with pytest.raises(Exception, match="no rank of instance 'unknown' is attached"):
@@ -64,7 +66,7 @@ async def tenants_day(client: AsyncDepotClient, unauthenticated: AsyncDepotClien
 
 @needs_prometheus
 async def test_every_query_has_an_answer_after_some_work(start_server: StartServer, tmp_path: Path) -> None:
-    flags = measured(l1_size=2 * SLOT_BYTES, l0_sample_rate=1.0, event_queue_size=1_000)
+    flags = measured(l1_size=2 * SLOT_BYTES, tenant_max_pinned=0.5, l0_sample_rate=1.0, event_queue_size=1_000)
     server = await start_server(**flags, open_tiers=disk_and_valkey, l2_write="none")
     server.bus.subscribe(Failing())
     server.sizing.source = GrowingCurves(2 * SLOT_BYTES)

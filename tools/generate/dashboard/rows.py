@@ -388,6 +388,16 @@ _ATTACHMENTS = (
         {"pinned": total("kvdepot_l1_pinned_bytes{DEPOT}")},
     ),
     lines(
+        "Pins",
+        "Expired: no lookup matched all of the prompt in time. Lost: its chunks were found corrupt, or a tier failed.",
+        "short",
+        {
+            "live": total("kvdepot_pins_live{DEPOT}"),
+            "{{kind}} each second": rate("kvdepot_pins_pinned_total{DEPOT}", "kind"),
+            "{{reason}} each second": rate("kvdepot_pins_ended_total{DEPOT}", "reason"),
+        },
+    ),
+    lines(
         "Prefetched chunks",
         "Unused: no lookup matched the chunk within a minute. Failed: it did not come from its tier.",
         "ops",
