@@ -34,7 +34,8 @@ class OpenStore:
     """The plans of one store, applied, and the counts of its chunks. `positions` count chunks from token 0.
 
     Resident chunks are pinned while it is open, so that a store never evicts the prefix that it makes longer. `close`
-    must be called, even if the store fails. Then `answer` has the counts.
+    must be called, even if the store fails, after `has_failed` was set: such a store counts as no use of its chunks. Then
+    `answer` has the counts.
     """
 
     answer: StoreAnswer
@@ -62,7 +63,7 @@ class OpenStore:
         self._num_refused = 0
         self._stored_bytes = 0
         self._refusal: Refusal | None = None
-        self._has_bytes = False
+        self.has_failed = False
 
     def open(self, operation_id: str, request: int, *, asked_tokens: int = 0, will_continue: bool = False) -> None:
         """Begin to store, as this operation of a request. Its lookup asked for so many tokens.
@@ -118,7 +119,6 @@ class OpenStore:
 
     async def commit(self, pace: Pace) -> None:
         """Make the reserved chunks visible, and wake the calls that wait for them. All bytes are in their slots."""
-        self._has_bytes = True
         written = list(self._reserved.items())
         for first in range(0, len(written), CHUNKS_PER_EVENT):
             if pace.is_over():
@@ -201,7 +201,7 @@ class OpenStore:
             for position in some:
                 self._depot.index.connect(self._pinned.get(position - 1), self._pinned[position], position)
             chunks = [self._pinned[position] for position in some]
-            if self._has_bytes:  # a store that failed before has used nothing
+            if not self.has_failed:  # else it counts as no use
                 self._depot.index.count_use(
                     chunks,
                     self._request,

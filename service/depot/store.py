@@ -185,6 +185,9 @@ def _open(
         )
         try:
             yield open_store, session, operation
+        except BaseException:
+            open_store.has_failed = True
+            raise
         finally:
             open_store.close()
             operation.num_tokens = open_store.answer.stored_tokens
