@@ -34,8 +34,8 @@ class OpenStore:
     """The plans of one store, applied, and the counts of its chunks. `positions` count chunks from token 0.
 
     Resident chunks are pinned while it is open, so that a store never evicts the prefix that it makes longer. `close`
-    must be called, even if the store fails, after `has_failed` was set: such a store counts as no use of its chunks. Then
-    `answer` has the counts.
+    must be called, even if the store fails. Then `answer` has the counts. A store that `has_failed` is no use of its
+    chunks.
     """
 
     answer: StoreAnswer
