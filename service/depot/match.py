@@ -61,7 +61,7 @@ class Match:
         return chunks_by_rank
 
     def unpin(self, depot: Depot) -> None:
-        """Unpin the chunks whose pins no caller took over."""
+        """Unpin the chunks that no caller has taken over."""
         chunks_by_rank = self.take()
         if chunks_by_rank[0]:
             depot.slices.run(unpinning(depot.index, chunks_by_rank))

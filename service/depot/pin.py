@@ -1,4 +1,4 @@
-"""A pin: one prompt whose chunks stay in L1 until a time."""
+"""A pin: it keeps the chunks of one prompt in L1 for a while."""
 
 from __future__ import annotations
 

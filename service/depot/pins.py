@@ -1,4 +1,4 @@
-"""Pins: prompts of a tenant whose chunks stay in L1 until a time, which hits put off."""
+"""The pins of a tenant. Each keeps the chunks of a prompt in L1 for a while, and a hit makes it last longer."""
 
 from __future__ import annotations
 

@@ -122,3 +122,27 @@ def test_rankings_do_not_grow_with_the_number_of_uses() -> None:
             prompts.request(f"{choose.randrange(100_000)}-", 1)
         [ranking] = prompts.index._eviction._all()
         assert len(ranking._in_order) < 2_500, policy
+
+
+@pytest.mark.parametrize("num_slots", [16, 50])
+def test_lru_is_exact_also_where_prompts_share_their_heads(num_slots: int) -> None:
+    prompts, choose = Prompts(num_slots, PolicyName.LRU), random.Random(1)
+    held: dict[str, None] = {}  # the least recently used one first
+    lengths = {f"{number}-": choose.randrange(1, 8) for number in range(12)}
+    for _ in range(600):
+        name = choose.choice(list(lengths))
+        length = choose.randrange(1, lengths[name] + 1)  # a shorter prompt is the head of a longer one
+        prompts.request(name, length)
+        for position in reversed(range(length)):
+            held.pop(f"{name}{position}", None)
+            held[f"{name}{position}"] = None
+        for oldest in list(held)[: max(0, len(held) - num_slots)]:
+            del held[oldest]
+        assert prompts.names == set(held)
+
+
+def test_what_leaves_together_leaves_from_its_tail() -> None:
+    prompts = Prompts(8)
+    chunks = prompts.request("a", 5)
+    leaving = prompts.index._eviction.with_descendants(chunks[1:2])
+    assert [chunk.position for chunk in leaving] == [4, 3, 2, 1]

@@ -59,3 +59,13 @@ def test_when_the_traffic_changes_the_policy_follows() -> None:
     [(_, first)] = play(choice, PolicyName.LEARNED, HIT_RATIOS | {PolicyName.LFU: 0.4}, 30_000, rng)
     [(_, second)] = play(choice, first, HIT_RATIOS | {PolicyName.LRU: 0.4}, 30_000, rng)
     assert (first, second) == (PolicyName.LFU, PolicyName.LRU)
+
+
+def test_a_policy_that_saves_more_than_a_simulation_and_less_than_the_depot_is_not_chosen() -> None:
+    choice, rng = Choice(), random.Random(3)
+    hit_ratios = HIT_RATIOS | {PolicyName.LRU2: 0.4}
+    for _ in range(40_000):  # a small simulation of the policy in use hits less than the depot itself
+        residence = sum(1 << OF_L1[name] for name, ratio in hit_ratios.items() if rng.random() < ratio)
+        own = -1 if rng.random() < 0.5 else 0
+        choice.note(residence, (residence ^ own) & sum(1 << bit for bit in OF_L1.values()), rng.randrange(NUM_PARTS), 1)
+        assert choice.better_than(PolicyName.LEARNED) is None
