@@ -35,7 +35,10 @@ class BlockReferences(Protocol):
 
 @dataclass(slots=True, eq=False)
 class BlockTransfer:
-    """A load or a store. It may touch blocks until `workers_left` more workers report that it is done."""
+    """A load or a store. It may touch blocks until `workers_left` more workers report that it is done.
+
+    Of a load, the tokens up to `end_token` are right in the blocks once it is done.
+    """
 
     state: RequestState
     is_load: bool
@@ -138,17 +141,22 @@ class BlockTransfers:
         )
         return transfer_id
 
-    def fail(self, transfer_ids: Iterable[int]) -> None:
-        """Mark transfers as failed: their tokens are not stored."""
+    def fail(self, transfer_ids: Iterable[int]) -> list[BlockTransfer]:
+        """Mark transfers as failed: their tokens are not stored. Return those that had not failed before."""
+        failed = []
         for transfer_id in transfer_ids:
             if transfer := self._transfers.get(transfer_id):
+                if not transfer.failed:
+                    failed.append(transfer)
                 transfer.failed = True
                 transfer.state.stored_tokens = min(transfer.state.stored_tokens, transfer.start_token)
+        return failed
 
     def cut(self, num_loaded: Mapping[int, int]) -> None:
         """Note that these loads have loaded so many tokens only: those behind them may not be stored any more."""
         for transfer_id, num_tokens in num_loaded.items():
             if transfer := self._transfers.get(transfer_id):
+                transfer.end_token = min(transfer.end_token, num_tokens)
                 transfer.state.stored_tokens = min(transfer.state.stored_tokens, num_tokens)
 
     def mark_done(self, num_workers: Mapping[int, int]) -> list[BlockTransfer]:
