@@ -20,6 +20,12 @@ class Depot:
         self._until_end = until_end.enter_context(ExitStack())  # of its own: it ends after the engines
         self._child: Child | None = None
 
+    @property
+    def pid(self) -> int:
+        """The id of the process that was started last."""
+        assert self._child is not None
+        return self._child.pid
+
     def start(self) -> None:
         """Start a process, and wait until it serves.
 

@@ -1,6 +1,6 @@
 """An inference engine with continuous batching over a paged KV buffer that a depot keeps the content of.
 
-Lines with `# kvdepot` are all that the scheduler adds to use a depot. None of them waits, and none fails with the depot.
+Lines with `# kvdepot` are all that the scheduler adds to use a depot. None of them waits, or fails if the depot does.
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ class Engine:
         return request
 
     def abort(self, request: Request) -> None:
-        """End a request, whatever it waits for. Its id may be used again at once."""
+        """End a request, whatever it waits for. A finished one is left alone. Its id may be used again at once."""
         for requests in (self._waiting, self._running):
             if request in requests:
                 requests.remove(request)
-        self._loading.pop(request.request_id, None)
-        self._finish(request)
+                self._finish(request)
+        if self._loading.get(request.request_id) is request:
+            del self._loading[request.request_id]
+            self._finish(request)
 
     @property
     def num_loading(self) -> int:
@@ -101,7 +103,7 @@ class Engine:
             request.num_computed_tokens += count
             if request.num_computed_tokens == request.num_tokens:
                 request.add(tokens[request.request_id])
-                if self._is_finished(request):
+                if self._has_all_tokens(request):
                     self._running.remove(request)
                     self._finish(request)
         if report is not None:
@@ -185,12 +187,13 @@ class Engine:
         request.num_computed_tokens = 0
         self._waiting.appendleft(request)
 
-    def _is_finished(self, request: Request) -> bool:
+    def _has_all_tokens(self, request: Request) -> bool:
         return len(request.new_tokens) == request.max_new_tokens or request.all_token_ids[-1] == self._end_token
 
     def _finish(self, request: Request) -> None:
         self.depot.finished(request)  # kvdepot: stores that run keep their own references to the blocks
         self._release(request)
+        request.is_finished = True
 
     def _release(self, request: Request) -> None:
         self.pool.release(reversed(request.block_ids))

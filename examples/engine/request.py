@@ -20,6 +20,7 @@ class Request:
         self.all_token_ids = list(prompt)
         self.num_computed_tokens = 0
         self.loaded_tokens = 0
+        self.is_finished = False
         self.block_ids: list[int] = []
         self.num_reported_blocks = 0
         self._hashes = BlockHashes(block_size)
