@@ -29,6 +29,7 @@ FACTS = EngineFacts(
         ({"engine_id": ""}, ["engine_id is empty"]),
         ({"groups": ()}, ["groups is empty"]),
         ({"groups": (CacheGroup(block_size=0),)}, ["a group has blocks of 0 tokens"]),
+        ({"hash_block_size": 32}, ["blocks of 16 tokens, which is no multiple of 32"] * 2),
         ({"identity": CacheIdentity(model_name="")}, ["identity.model_name is empty"]),
         ({"num_blocks": 0, "hash_block_size": -1}, ["num_blocks is 0", "hash_block_size is -1"]),
         ({"num_workers": 0}, ["num_workers is 0"]),

@@ -14,10 +14,11 @@ from kvdepot.connector.scheduler_settings import SchedulerSettings
 class EngineFacts:
     """The facts of an engine that never change. All of its processes have equal ones; they can be pickled.
 
-    `engine_id` is unique for each replica and each start: a pod's name, a uuid, never a bare pid. `num_blocks` are in
-    the block pool of the scheduler. Each block hash of a request covers `hash_block_size` tokens more than the one
-    before. `num_workers` counts over tensor and pipeline parallelism; so many consecutive ones as `num_replicas` says
-    hold equal KV (see `WorkerId`). The engine schedules at most `steps_ahead` steps while one runs.
+    `engine_id` is unique for each replica: a pod's name, a uuid, never a bare pid. `num_blocks` are in the scheduler's
+    block pool. Each block hash of a request covers `hash_block_size` tokens more than the one before. That divides the
+    block size of each group. `num_workers` counts over tensor and pipeline parallelism; so many consecutive ones as
+    `num_replicas` says hold equal KV. The engine schedules at most `steps_ahead` steps while one runs. An engine that
+    never `loads` only fills the depot; one that never `stores` only reads it.
 
     Raises: ConfigError.
     """
@@ -41,7 +42,11 @@ class EngineFacts:
                 faults.append(f"{name} is {value}, and must be at least 1")
         if self.steps_ahead < 0:
             faults.append(f"steps_ahead is {self.steps_ahead}, and must be at least 0")
-        faults += [f"a group has blocks of {group.block_size} tokens" for group in self.groups if group.block_size < 1]
+        faults += [
+            f"a group has blocks of {group.block_size} tokens, which is no multiple of {self.hash_block_size}"
+            for group in self.groups
+            if group.block_size < 1 or (self.hash_block_size > 0 and group.block_size % self.hash_block_size)
+        ]
         if self.num_replicas > 0 and self.num_workers % self.num_replicas:
             faults.append(f"{self.num_workers} workers can't hold the KV {self.num_replicas} times")
         if faults:
