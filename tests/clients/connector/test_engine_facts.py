@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from kvdepot.connector import CacheGroup, CacheIdentity, ConfigError, ConnectorConfig, EngineFacts
+from kvdepot.connector.scheduler_settings import SchedulerSettings
 
 FACTS = EngineFacts(
     engine_id="pod-1",
@@ -64,3 +65,23 @@ def test_the_scheduler_has_the_engines_facts_and_the_users_timeouts() -> None:
     assert settings.longest_transfer_seconds == 7.0
     assert settings.lease_hold_seconds == 2.0
     assert settings.prefill_tokens_per_second == 1e4
+
+
+def test_each_setting_of_the_user_that_the_scheduler_has_reaches_it() -> None:
+    user = {field.name: field for field in fields(ConnectorConfig)}
+    shared = [field.name for field in fields(SchedulerSettings) if field.name in user]
+    assert len(shared) > 2
+    values = {name: _another(user[name].default) for name in shared}
+    settings = FACTS.scheduler_settings(ConnectorConfig(**values))
+    assert {name: getattr(settings, name) for name in shared} == values
+
+
+def _another(default: Any) -> Any:
+    """Return a value that is not the default."""
+    match default:
+        case bool():
+            return not default
+        case str():
+            return f"{default}x"
+        case _:
+            return default + 1

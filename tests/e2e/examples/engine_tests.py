@@ -37,10 +37,20 @@ from tests.fakes.waiting import wait_until
 
 CHUNK = 64
 NEW_TOKENS = 20
-QUICK = {"attach_timeout_seconds": 2.0, "lookup_timeout_seconds": 1.0, "retrieve_timeout_seconds": 1.0}
 LIMIT_SECONDS = 90.0  # the machine may be busy
 NOWHERE = "unix:/none/depot.sock"
 Start = Callable[..., Engine]
+
+
+def config_of(address: str, attach_timeout_seconds: float = 2.0) -> ConnectorConfig:
+    """Return settings with short timeouts."""
+    return ConnectorConfig(
+        address=address,
+        attach_timeout_seconds=attach_timeout_seconds,
+        lookup_timeout_seconds=1.0,
+        retrieve_timeout_seconds=1.0,
+        store_timeout_seconds=1.0,
+    )
 
 
 @pytest.fixture
@@ -57,7 +67,7 @@ def start() -> Iterator[Start]:
     engines: list[Engine] = []
 
     def started(address: str, layout: KvLayout = KvLayout.SPLIT, block_size: int = 16, num_blocks: int = 64) -> Engine:
-        config = ConnectorConfig(address=address, store_timeout_seconds=1.0, **QUICK)
+        config = config_of(address)
         decoder, _ = random_decoder(layout, block_size, num_blocks)
         engines.append(Engine(config, f"engine-{len(engines)}", decoder))
         return engines[-1]
@@ -230,7 +240,7 @@ def memory() -> AttachedMemory:
 
 def test_both_sides_say_who_the_engine_is_and_their_messages_can_be_pickled(fake_depot: FakeDepot) -> None:
     fake_depot.found.lease.expire_time.FromSeconds(int(time.time()) + 3600)
-    config = ConnectorConfig(address=fake_depot.address, **QUICK)
+    config = config_of(fake_depot.address)
     blocks = Blocks()
     scheduler, worker = open_scheduler(config, FACTS, blocks), open_worker(config, FACTS)
     try:
@@ -271,7 +281,7 @@ def test_both_sides_say_who_the_engine_is_and_their_messages_can_be_pickled(fake
 
 
 def test_no_side_waits_for_a_depot_that_is_not_there() -> None:
-    config = ConnectorConfig(address=NOWHERE, attach_timeout_seconds=0.1)
+    config = config_of(NOWHERE, attach_timeout_seconds=0.1)
     scheduler, worker = open_scheduler(config, FACTS, Blocks()), open_worker(config, FACTS)
     worker.attach(memory)
     report = worker.take_report()

@@ -37,7 +37,7 @@ class BlockReferences(Protocol):
 class BlockTransfer:
     """A load or a store. It may touch blocks until `workers_left` more workers report that it is done.
 
-    Of a load, the tokens up to `end_token` are right in the blocks once it is done.
+    `moved_end` is where a partial load ended.
     """
 
     state: RequestState
@@ -48,6 +48,7 @@ class BlockTransfer:
     leases: tuple[str, ...]
     workers_left: int
     failed: bool = False
+    moved_end: int | None = None
 
 
 class BlockTransfers:
@@ -156,7 +157,7 @@ class BlockTransfers:
         """Note that these loads have loaded so many tokens only: those behind them may not be stored any more."""
         for transfer_id, num_tokens in num_loaded.items():
             if transfer := self._transfers.get(transfer_id):
-                transfer.end_token = min(transfer.end_token, num_tokens)
+                transfer.moved_end = min(num_tokens, num_tokens if transfer.moved_end is None else transfer.moved_end)
                 transfer.state.stored_tokens = min(transfer.state.stored_tokens, num_tokens)
 
     def mark_done(self, num_workers: Mapping[int, int]) -> list[BlockTransfer]:

@@ -26,11 +26,11 @@ def ended_loads(failed: Iterable[BlockTransfer], done: Iterable[BlockTransfer]) 
     A load that had failed before has ended already. The loads of finished requests concern no one.
     """
     ended = [EndedLoad(each.state.request_id, 0, True) for each in failed if _is_awaited(each)]
-    return ended + [
-        EndedLoad(each.state.request_id, each.end_token, False)
-        for each in done
-        if _is_awaited(each) and not each.failed
-    ]
+    for each in done:
+        if _is_awaited(each) and not each.failed:
+            num_tokens = each.end_token if each.moved_end is None else each.moved_end
+            ended.append(EndedLoad(each.state.request_id, num_tokens, False))
+    return ended
 
 
 def _is_awaited(transfer: BlockTransfer) -> bool:
