@@ -32,7 +32,7 @@ class Story:
     def __init__(self, folder: Path, until_end: ExitStack) -> None:
         self.depot = Depot(folder, PREFILL_STEP_TOKENS, until_end)
         self.depot.start()
-        config = ConnectorConfig(address=self.depot.address)
+        config = ConnectorConfig(address=self.depot.address, lookup_timeout_seconds=10.0)  # the machine may be busy
         self.engines = [
             until_end.enter_context(_engine(config, name, layout, block_size))
             for name, layout, block_size in (("a", KvLayout.SPLIT, 16), ("b", KvLayout.PACKED, 32))
