@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kvdepot.connector.commands import WorkerReport
 from kvdepot.connector.ended_loads import EndedLoad
 from tests.fakes.vllm import TABLE, Request, SchedulerDriver, request_of
@@ -34,11 +36,14 @@ def test_a_load_ends_once_with_all_its_tokens() -> None:
     assert report(driver, load) == []
 
 
-def test_a_load_ends_when_the_last_worker_is_done_with_the_tokens_of_the_one_that_has_fewest() -> None:
+@pytest.mark.parametrize("loaded", [(12, 8), (8, 12)])
+def test_a_load_ends_when_the_last_worker_is_done_with_the_tokens_of_the_one_that_has_fewest(
+    loaded: tuple[int, int],
+) -> None:
     driver = SchedulerDriver(num_workers=3)
     load = begin_load(driver, request_of(20))
-    assert report(driver, load, partial={load: 12}) == []
-    assert report(driver, load, partial={load: 8}) == []
+    for num_tokens in loaded:
+        assert report(driver, load, partial={load: num_tokens}) == []
     assert report(driver, load) == [EndedLoad("request", 8, failed=False)]
 
 

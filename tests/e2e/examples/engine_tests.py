@@ -147,12 +147,12 @@ def test_a_request_that_fits_no_buffer_is_refused(start: Start) -> None:
         engine.add("request", prompt(1, 64), 1)
 
 
-def test_requests_that_need_more_blocks_than_there_are_wait_for_each_other(start: Start) -> None:
-    engine = start(NOWHERE, num_blocks=20)
+def test_when_no_request_can_grow_the_last_one_gives_its_blocks_to_the_others(start: Start) -> None:
+    engine = start(NOWHERE, num_blocks=21)  # all are taken by the prompts of three requests
     requests = [engine.add(f"request-{number}", prompt(number, 100), 60) for number in range(5)]
     run(engine)
     assert_right(*requests)
-    assert engine.pool.num_free == 20
+    assert engine.pool.num_free == 21
 
 
 def test_an_engine_whose_depot_hangs_goes_on_and_gets_its_blocks_back_afterwards(depot: Depot, start: Start) -> None:
