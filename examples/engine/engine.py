@@ -1,4 +1,4 @@
-"""An inference engine with continuous batching over a paged KV buffer that a depot keeps the content of.
+"""An inference engine with continuous batching over a paged KV buffer, whose content a depot keeps.
 
 Lines with `# kvdepot` are all that the scheduler adds to use a depot. None of them waits, or fails if the depot does.
 """

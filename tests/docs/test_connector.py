@@ -29,8 +29,9 @@ def test_each_call_on_the_page_is_one(variable: str, side: type) -> None:
 
 def test_the_page_has_every_call_of_both_sides() -> None:
     for side in (ConnectedScheduler, ConnectorWorker):
-        public = [name for name, value in vars(side).items() if callable(value) and not name.startswith("_")]
-        assert [name for name in public if not re.search(rf"\b{name}\b", PAGE)] == []
+        calls = {name for name in dir(side) if callable(getattr(side, name)) and not name.startswith("_")}
+        public = calls - {"bind"}  # `open_scheduler` calls it
+        assert [name for name in sorted(public) if not re.search(rf"\b{name}\b", PAGE)] == []
 
 
 def test_the_program_opens_both_sides_without_a_depot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,31 @@ def test_no_side_waits_for_a_depot_that_is_not_there() -> None:
     assert scheduler.matched_tokens(Request("request", list(range(20)), 1, 4), 0) == 0
     scheduler.close()
     worker.close()
+
+
+def test_an_engine_is_attached_once_each_of_its_workers_has_reported_that_it_is(fake_depot: FakeDepot) -> None:
+    config, facts = config_of(fake_depot.address), replace(FACTS, num_workers=4, num_replicas=2)
+    scheduler = open_scheduler(config, facts, Blocks())
+    workers = [open_worker(config, facts, index) for index in range(4)]
+    try:
+        for worker in workers:
+            assert not scheduler.is_attached
+            worker.attach(memory)
+            report = worker.take_report()
+            assert report is not None
+            scheduler.reported(report)
+        assert scheduler.is_attached
+    finally:
+        scheduler.close()
+        for worker in workers:
+            worker.close()
+    attached = [request for name, request in fake_depot.requests if name == "AttachInstance"]
+    assert [(each.instance_id, each.rank, each.world_size) for each in attached] == [
+        ("pod-1-replica0", 0, 2),
+        ("pod-1-replica1", 0, 2),
+        ("pod-1-replica0", 1, 2),
+        ("pod-1-replica1", 1, 2),
+    ]
 
 
 @pytest.mark.parametrize("index", [-1, 1])
