@@ -95,12 +95,14 @@ def test_engine_whose_hashes_no_other_process_computes_warns_with_both_remedies(
 
 
 def test_seed_of_hashes_is_named_exactly_if_other_processes_can_have_it() -> None:
-    def seed(algorithm: str, **environment: str) -> str:
-        return block_hash_seed(vllm_config(cache_config__prefix_caching_hash_algo=algorithm), environment)
+    def seed(algorithm: str, block_size: int = 16, **environment: str) -> str:
+        config = vllm_config(cache_config__prefix_caching_hash_algo=algorithm)
+        return block_hash_seed(config, environment, block_size)
 
     assert seed("xxhash") == ""
     named = [
         seed("sha256"),
+        seed("sha256", 32),
         seed("sha256_cbor"),
         seed("sha256", PYTHONHASHSEED="0"),
         seed("sha256", PYTHONHASHSEED="1"),

@@ -33,17 +33,21 @@ def check_engine(vllm_config: Any, kv_cache_config: Any) -> None:
         raise Unsupported("the kvdepot connector can't serve this engine: " + "; ".join(faults))
 
 
-def block_hash_seed(vllm_config: Any, environment: Mapping[str, str]) -> str:
-    """Return the algorithm and the seed of vLLM's block hashes. Empty: the seed is random in each process."""
+def block_hash_seed(vllm_config: Any, environment: Mapping[str, str], hash_block_size: int) -> str:
+    """Return the algorithm, the tokens per block and the seed of vLLM's block hashes, which are chained.
+
+    Empty: the seed is random in each process.
+    """
     algorithm = str(vllm_config.cache_config.prefix_caching_hash_algo)
+    hashes = f"vllm {algorithm} of {hash_block_size} tokens"
     if (seed := environment.get("PYTHONHASHSEED")) is not None:
-        return bounded_text(f"vllm {algorithm} seed={seed}", MAX_HASH_SEED_BYTES)
-    return f"vllm {algorithm} default seed" if algorithm in REPRODUCIBLE_HASHES else ""
+        return bounded_text(f"{hashes} seed={seed}", MAX_HASH_SEED_BYTES)
+    return f"{hashes} default seed" if algorithm in REPRODUCIBLE_HASHES else ""
 
 
 def warn_of_hashes(vllm_config: Any, environment: Mapping[str, str]) -> None:
     """Warn of block hashes that no other process computes. The engine finds only what it stored itself."""
-    if not block_hash_seed(vllm_config, environment):
+    if not block_hash_seed(vllm_config, environment, 0):
         logger.warning(
             "this engine shares no KV with others, and none with itself after a restart: --prefix-caching-hash-algo %s "
             "hashes differently in each process; use sha256, or set PYTHONHASHSEED to the same value for all engines",
