@@ -53,7 +53,6 @@ WITH_ENGINES_OF_THEIR_OWN = [
     identities.random_hashes,
     identities.among_other_connectors,
     generations.updated_weights,
-    generations.updates_under_load,
     generations.pause_with_the_same_weights,
 ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -44,13 +44,6 @@ class SchedulerWalk(RuleBasedStateMachine):
         self.commands: dict[int, LoadCommand | StoreCommand] = {}
         self.left: Counter[int] = Counter()
         self.count = 0
-        self.kv: defaultdict[str, set[str]] = defaultdict(set)
-        self.cached: set[str] = set()
-
-    @property
-    def generation(self) -> str:
-        """The weights that the engine computes with, as the salt of its keys."""
-        return self.driver.scheduler._generation.salt("")
 
     def idle(self) -> list[Request]:
         return [request for name, request in self.requests.items() if name not in self.loading]
@@ -81,7 +74,7 @@ class SchedulerWalk(RuleBasedStateMachine):
     @precondition(lambda self: self.idle())
     def ask(self, data: st.DataObject, local: int, blocks_are_free: bool, chosen: bool) -> None:
         request = data.draw(st.sampled_from(self.idle()))
-        local_tokens = min(local * BLOCK, request.num_tokens // BLOCK * BLOCK) if self.cached else 0
+        local_tokens = min(local * BLOCK, request.num_tokens // BLOCK * BLOCK)
         found = self.driver.scheduler.matched_tokens(request, local_tokens)
         if found is None or not blocks_are_free:
             return
@@ -90,10 +83,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         external = found if chosen else 0
         self.driver.scheduler.allocated(request, self.drop(request, local_tokens + external), external)
         request.num_computed_tokens = local_tokens + external
-        self.kv[request.request_id] = set(self.cached) if local_tokens else set()
         if external:
-            self.kv[request.request_id].add(self.generation)
-            self.cached.add(self.generation)
             self.loading[request.request_id] = 0
 
     @rule(chunks=st.integers(0, 5), good=st.booleans())
@@ -114,9 +104,6 @@ class SchedulerWalk(RuleBasedStateMachine):
                 self.drop(request, request.num_computed_tokens)
         new = [(request.request_id, self.driver.tables[request.request_id], True) for request in scheduled]
         commands = self.driver.step(scheduled, new if not may_store else [], may_store=may_store)
-        for request in scheduled:
-            self.kv[request.request_id].add(self.generation)
-            self.cached.add(self.generation)
         for command in all_of(commands):
             self.commands[command.transfer_id] = command
             self.check(command)
@@ -132,8 +119,6 @@ class SchedulerWalk(RuleBasedStateMachine):
                 assert table.absent_blocks == num_dropped(group, command.num_tokens)
                 assert len(table.block_ids) == command.num_tokens // BLOCK - table.absent_blocks
                 continue
-            assert command.cache_salt == self.generation
-            assert self.kv[command.request_id] == {self.generation}, "KV of other weights is stored"
             end = len(command.chunk_hashes) * command.chunk_size
             first = command.start_token // BLOCK + table.absent_blocks
             assert first + len(table.block_ids) == end // BLOCK
@@ -163,24 +148,12 @@ class SchedulerWalk(RuleBasedStateMachine):
                     # vLLM's second call, after the load
                     self.driver.scheduler.allocated(request, self.driver.tables[request.request_id], 0)
                 elif request is not None:
-                    self.preempt_one(request)
+                    request.num_computed_tokens = 0
 
     @rule(data=st.data())
     @precondition(lambda self: self.idle())
     def preempt(self, data: st.DataObject) -> None:
-        self.preempt_one(data.draw(st.sampled_from(self.idle())))
-
-    def preempt_one(self, request: Request) -> None:
-        request.num_computed_tokens = 0
-        self.kv[request.request_id].clear()
-
-    @rule()
-    @precondition(lambda self: not self.transfers())
-    def empty_cache(self) -> None:
-        for request in self.idle():
-            self.preempt_one(request)
-        self.driver.scheduler.engine_cache_emptied()
-        self.cached.clear()
+        data.draw(st.sampled_from(self.idle())).num_computed_tokens = 0
 
     @rule(data=st.data())
     @precondition(lambda self: self.requests)
@@ -206,14 +179,10 @@ class SchedulerWalk(RuleBasedStateMachine):
             case "reset":
                 self.driver.scheduler.reset()
             case "update":
-                self.driver.scheduler.weights_changed("", "an update")
+                self.driver.scheduler.weights_changed("1", "an update")
             case "late answer":
                 for call in self.driver.lookup_client.calls:
                     call.lookup.deadline = self.driver.clock.now
-
-    @rule(version=st.sampled_from(["1", "2"]))
-    def weights_get_a_version(self, version: str) -> None:
-        self.driver.scheduler.weights_changed(version, f"version {version}")
 
     @rule()
     def all_is_well(self) -> None:
