@@ -12,8 +12,9 @@ MAX_SEEDS = 8  # in one acknowledgement
 
 
 def other_hash_seeds(depot: Depot, attachment: Attachment) -> list[str]:
-    """Return the seeds of ranks and chunks of the tenant that differ from a rank's in their seed alone, sorted.
+    """Return the other seeds of ranks and chunks of the tenant that have a rank's model and geometry, sorted.
 
+    They may also differ from it in their chunk size, because other blocks may ask for other chunks.
     A rank without a seed of its own may use no block hashes, so it gets none.
     """
     if not attachment.block_hash_seed:
