@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from kvdepot.connector.commands import LoadCommand, StoreCommand
-from tests.fakes.vllm import BLOCK, CHUNK, Request, SchedulerDriver
+from tests.fakes.vllm import BLOCK, CHUNK, LookupCall, Request, SchedulerDriver
 
 MOST_TOKENS = 32
 BLOCKS = MOST_TOKENS // BLOCK
@@ -19,7 +19,7 @@ MOST_REQUESTS = 3
 class GenerationWalk(RuleBasedStateMachine):
     """An engine whose weights change at any moment. `kv` has the weights that computed the KV of each request.
 
-    The depot has every chunk that was stored, and no other one: `depot` is their number of tokens by salt.
+    The depot has every chunk that was stored, and no other one: `stored` is the number of their tokens by salt.
     """
 
     def __init__(self) -> None:
@@ -38,9 +38,10 @@ class GenerationWalk(RuleBasedStateMachine):
     def idle(self) -> list[Request]:
         return [request for request in self.requests if request.request_id not in self.loading]
 
-    @rule()
+    @rule(hits_locally=st.booleans(), num_tokens=st.sampled_from([0, 0, 4, 8, 16]))
     @precondition(lambda self: len(self.requests) < MOST_REQUESTS)
-    def arrive(self) -> None:
+    def arrive(self, hits_locally: bool, num_tokens: int) -> None:
+        """A request arrives. It waits, or vLLM admits it and computes some tokens."""
         self.count += 1
         request = Request(request_id=f"request-{self.count}", tokens=list(range(MOST_TOKENS)))
         self.requests.append(request)
@@ -48,29 +49,46 @@ class GenerationWalk(RuleBasedStateMachine):
         self.driver.tables[request.request_id] = (list(range(first, first + BLOCKS)),)
         self.driver.arrived.add(request.request_id)
         self.driver.scheduler.arrived(request)
+        if num_tokens:
+            self.admit(request, hits_locally)
+            self.step(num_tokens)
 
-    @rule(data=st.data(), hits_locally=st.booleans())
+    @rule(data=st.data(), hits_locally=st.booleans(), answers=st.booleans())
     @precondition(lambda self: any(not request.num_computed_tokens for request in self.idle()))
-    def admit(self, data: st.DataObject, hits_locally: bool) -> None:
-        """vLLM asks for a request that has no KV, and the depot answers at once."""
+    def ask(self, data: st.DataObject, hits_locally: bool, answers: bool) -> None:
+        """vLLM asks for a request that has no KV, and admits it when the depot answers."""
         request = data.draw(st.sampled_from([each for each in self.idle() if not each.num_computed_tokens]))
+        if answers:
+            self.admit(request, hits_locally)
+        else:
+            self.driver.scheduler.matched_tokens(request, 0)
+
+    def admit(self, request: Request, hits_locally: bool) -> None:
         local = BLOCK if hits_locally and self.cached else 0
         found = self.driver.scheduler.matched_tokens(request, local)
         if found is None:
-            salt = self.driver.lookup_client.calls[-1].prefix.cache_salt
-            self.driver.lookup_client.answer(self.stored.get(salt, 0))
+            self.answer(request)
             found = self.driver.scheduler.matched_tokens(request, local)
         assert found is not None
         kv = self.kv[request.request_id] = set(self.cached) if local else set()
         self.driver.scheduler.allocated(request, self.driver.tables[request.request_id], found)
         request.num_computed_tokens = local + found
         if found:
-            salt = self.driver.lookup_client.calls[-1].prefix.cache_salt
+            salt = self.last_lookup(request).prefix.cache_salt
             assert self.weights_of_salt[salt] == self.weights, "KV of other weights is loaded"
             kv.add(self.weights)
             self.cached |= kv
             self.loading[request.request_id] = kv
             self.step(0)
+
+    def last_lookup(self, request: Request) -> LookupCall:
+        return next(each for each in reversed(self.driver.lookup_client.calls) if each.session_id == request.request_id)
+
+    def answer(self, request: Request) -> None:
+        calls, lookup = self.driver.lookup_client.calls, self.last_lookup(request)
+        calls.remove(lookup)
+        calls.append(lookup)  # the last one is answered
+        self.driver.lookup_client.answer(self.stored.get(lookup.prefix.cache_salt, 0))
 
     @rule(num_tokens=st.sampled_from([4, 8, 16]))
     @precondition(lambda self: self.requests)
@@ -140,5 +158,5 @@ class GenerationWalk(RuleBasedStateMachine):
         self.driver.scheduler.reset()
 
 
-GenerationWalk.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+GenerationWalk.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
 test_generation_walk = GenerationWalk.TestCase
