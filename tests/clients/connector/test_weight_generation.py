@@ -60,10 +60,13 @@ def test_version_without_a_run_warns_once_of_what_to_set(caplog: pytest.LogCaptu
 def test_log_says_under_which_weights_an_engine_shares(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     generation = WeightGeneration("run-42")
-    generation.change("", "the workers load others")
+    for _ in range(2):
+        generation.change("", "the workers load others")
     generation.change("7", "version 7")
+    generation.change("", "the workers load others")
     assert "the workers load others: this engine shares KV with no other one until its weights have a v" in caplog.text
     assert "version 7 of the training run run-42" in caplog.text
+    assert caplog.text.count("the workers load others") == 2, "it says so again, and not twice"
 
 
 def test_request_that_began_before_an_update_neither_loads_nor_stores() -> None:

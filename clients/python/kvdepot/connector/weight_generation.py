@@ -26,6 +26,7 @@ class WeightGeneration:
         self._generation: tuple[str, ...] = ()
         self._cache_is_used = False
         self._warned = False
+        self._last_reason = ""
         self.cache_is_stale = False
         """Whether the engine's own cache may hold KV of other weights. Nothing that builds on it is stored."""
 
@@ -36,12 +37,14 @@ class WeightGeneration:
         """
         self.cache_is_stale = self.cache_is_stale or self._cache_is_used
         if version and self._training_run:
-            self._generation = (self._training_run, version)
+            self._generation, self._last_reason = (self._training_run, version), ""
             logger.info("KV is shared under version %s of the training run %s", version, self._training_run)
             return
         self._generation = (uuid.uuid4().hex,)
-        until = "its weights have a version" if self._training_run else "it is started again"
-        logger.info("%s: this engine shares KV with no other one until %s", reason, until)
+        if reason != self._last_reason:  # vLLM reports a reset twice
+            self._last_reason = reason
+            until = "its weights have a version" if self._training_run else "it is started again"
+            logger.info("%s: this engine shares KV with no other one until %s", reason, until)
         if version and not self._warned:
             self._warned = True
             logger.warning(
