@@ -174,8 +174,7 @@ class ConnectorScheduler:
         """Take the workers' report. Return the loads that have ended since the one before."""
         failed = self._transfers.fail(report.failed)
         self._transfers.cut(report.partial)
-        done = self._transfers.mark_done(report.done)
-        for transfer in done:
+        for transfer in (done := self._transfers.mark_done(report.done)):
             self._lookup_client.release(transfer.leases)
             if transfer.is_load and not transfer.failed and transfer.state.may_store:
                 transfer.state.may_load = True  # it may load again after a preemption
