@@ -27,7 +27,7 @@ from service.setting_types import (
 from service.tiers.address.address import TierAddress, parse_all
 from service.tiers.write_policy import WritePolicy
 from service.units import format_duration, format_size, parse_duration, parse_size
-from telemetry.kv_events.topics import check_template
+from telemetry.kv_events.topics import check_template, check_tenants
 from telemetry.loading import SubscriberSource
 
 CUDA = CudaSettings()
@@ -228,6 +228,12 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is neither tcp://HOST:PORT, such as tcp://*:5557, nor ipc://PATH")
         return value
 
+    @field_validator("kv_events_topic")
+    @classmethod
+    def _topic(cls, value: str) -> str:
+        check_template(value)
+        return value
+
     @field_validator("kv_events_tenants")
     @classmethod
     def _without_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -258,7 +264,10 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name}: also set {needed}")
         if self.kv_events and self.disable_observability:
             raise ValueError("kv_events: disable_observability leaves no events to publish")
-        check_template(self.kv_events_topic, self.kv_events_tenants)
+        try:
+            check_tenants(self.kv_events_topic, self.kv_events_tenants)
+        except ValueError as error:
+            raise ValueError(f"kv_events_tenants: {error}") from error
         if self.enable_tracing and not (self.otlp_endpoint or self.trace_console):
             raise ValueError("enable_tracing: spans have no destination; also set otlp_endpoint or trace_console")
         return self
