@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kvdepot import AsyncDepotClient, hash_prefix
+from kvdepot import AsyncDepotClient, block_table, hash_prefix, token_prefix
+from kvdepot.v1.cache_pb2 import StoreInlineHeader, StoreInlineRequest
 from service.l1.past import RemovalReason
 from service.load_settings import BadSettings
 from service.observability.kv_event_gauges import read_kv_events
@@ -237,6 +238,25 @@ async def test_a_depot_that_starts_again_names_its_chunks_as_their_prompts_come(
             assert found.matched_tokens == 2 * CHUNK
             await reader.until(lambda: len(reader.held("CPU_PINNED")) == 2 * CHUNK // BLOCK)
             assert any(reader.tokens.values())
+
+
+async def test_a_replaced_chunk_is_reported_so_that_a_store_that_fails_leaves_no_trace(open_site: Open) -> None:
+    site = await opened(open_site)
+    engine = await site.attach(SMALL, SMALL)
+    kv = engine.kv(CHUNK, seed=1)
+    tables = engine.put(kv)
+    some = [block_table(ids[2:], absent_blocks=2) if number else ids for number, ids in enumerate(tables)]
+    async with reader_of(site) as reader:
+        await engine.attachment.store("s", prompt(CHUNK), some)
+        await reader.until(lambda: bool(reader.held("CPU_PINNED")))
+        header = StoreInlineHeader(
+            instance_id=engine.attachment.instance_id, session_id="s", prefix=token_prefix(prompt(CHUNK))
+        )
+        call = site.stub.StoreInline()
+        await call.write(StoreInlineRequest(header=header))
+        await call.write(StoreInlineRequest(data=b"x"))  # the chunk is replaced at its first byte
+        await reader.until(lambda: not reader.held("CPU_PINNED"))
+        call.cancel()
 
 
 async def test_disk_and_l1_are_told_apart(open_site: Open, tmp_path: Path) -> None:
