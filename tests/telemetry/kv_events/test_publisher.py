@@ -77,7 +77,7 @@ def test_all_is_told_again_at_most_once_in_a_while() -> None:
         case.tell()
     assert case.publisher.num_retold["reader"] == 1
     assert not case.publisher.is_up_to_date
-    case.clock.seconds += 10.0
+    case.clock.advance(10.0)
     case.tell()
     assert case.publisher.num_retold["reader"] == 2
     assert case.publisher.is_up_to_date
