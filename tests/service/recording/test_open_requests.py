@@ -30,12 +30,12 @@ def hashes(names: Iterable[bytes], hash_block_size: int = 2) -> Prefix:
 
 
 def looked_up(request: int, prompt: Prefix, *, before: int = 0, seconds: float = 0.0, **fields: Any) -> LookedUp:
-    given = {"namespace": NAMESPACE, "tenant": "", "model_name": "model", **fields}
+    given = {"namespace": NAMESPACE, "chunk_size": BLOCK_TOKENS, "tenant": "", "model_name": "model", **fields}
     return LookedUp(request=request, request_before=before, monotonic=START + seconds, prefix=prompt, **given)
 
 
 def opened(*seen: Seen) -> OpenRequests:
-    requests = OpenRequests(BLOCK_TOKENS, START)
+    requests = OpenRequests(START)
     take(requests, *seen)
     return requests
 
@@ -146,7 +146,7 @@ def test_a_line_does_not_wait_for_ever_and_is_written_once() -> None:
 
 def test_lines_that_wait_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_requests, "MAX_HELD_IDS", 10)
-    requests = OpenRequests(BLOCK_TOKENS, START)
+    requests = OpenRequests(START)
     num_lines = 0
     for number in range(1, 100):
         tokens = prefix(range(4 * (number % 5 + 1)))
