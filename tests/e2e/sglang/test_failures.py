@@ -52,7 +52,7 @@ async def stored(engine: Rank, keys: list[str]) -> bool:
 
 
 async def test_a_full_depot_says_which_pages_it_has(start_server: Any, tmp_path: Path) -> None:
-    server: Server = await start_server(chunk_size=PAGE, l1_size="32KiB", listen=(f"unix:{tmp_path}/depot.sock",))
+    server: Server = await start_server(l1_size="32KiB", listen=(f"unix:{tmp_path}/depot.sock",))
     pool = heads_pool("page_first")
     fill(pool, 1)
     keys = page_keys(0, NUM_PAGES)
@@ -111,13 +111,13 @@ async def test_sglang_starts_without_a_depot_and_finds_it_later(start_server: An
     keys = page_keys(0, 1)
     async with rank(address, pool, ours={**QUICK, "attach_timeout_seconds": 0.1}) as engine:
         assert await in_time(engine.store(keys, [0])) == [False]
-        await start_server(chunk_size=PAGE, listen=(address,))
+        await start_server(listen=(address,))
         await eventually(lambda: stored(engine, keys))
         assert await engine.found(keys) == 1
 
 
 async def test_nothing_is_left_when_sglang_detaches(start_server: Any, tmp_path: Path) -> None:
-    server: Server = await start_server(chunk_size=PAGE, listen=(f"unix:{tmp_path}/depot.sock",))
+    server: Server = await start_server(listen=(f"unix:{tmp_path}/depot.sock",))
     async with rank(server.addresses[0], heads_pool("page_first"), ours={"lease_hold_seconds": 0.2}) as engine:
         keys = page_keys(0, 4)
         assert await engine.store(keys, [0, 1, 2, 3]) == [True] * 4

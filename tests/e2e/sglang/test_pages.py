@@ -11,7 +11,6 @@ from service.server import Server
 from tests.e2e.sglang.engines import (
     LAYOUTS,
     NUM_PAGES,
-    PAGE,
     POOLS,
     V_SIZE,
     content,
@@ -25,7 +24,7 @@ from tests.e2e.sglang.engines import (
 @pytest.fixture
 async def address(start_server: Any, tmp_path: Path) -> str:
     """A depot on a unix socket; its address."""
-    server: Server = await start_server(chunk_size=PAGE, listen=(f"unix:{tmp_path}/depot.sock",))
+    server: Server = await start_server(listen=(f"unix:{tmp_path}/depot.sock",))
     return server.addresses[0]
 
 

@@ -19,12 +19,13 @@ class TableSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedMemory:
-    """The memory to attach. `sources` has one entry per group."""
+    """The memory to attach. `sources` has one entry per group. `chunk_size` is in tokens; 0: the depot chooses it."""
 
     groups: tuple[KvGroup, ...]
     regions: tuple[MemoryRegion, ...]
     sources: tuple[TableSource, ...]
     on_gpu: bool
+    chunk_size: int = 0
 
     def block_tables(self, tables: GroupTables) -> list[BlockTable]:
         """Return the block table of each attached group; `tables` are by the engine's group."""

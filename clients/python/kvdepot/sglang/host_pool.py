@@ -88,6 +88,7 @@ def share(pool: Any, pool_name: str) -> AttachedMemory:
         regions=tuple(shared.regions),
         sources=tuple(TableSource(0, 1) for _ in groups),
         on_gpu=False,
+        chunk_size=pool.page_size,
     )
 
 
