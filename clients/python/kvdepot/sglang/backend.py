@@ -185,7 +185,7 @@ class KvdepotHiCache(HiCacheStorage):
         """Return False: pages move by `batch_set_v1`."""
         return False
 
-    def clear(self) -> bool:  # type: ignore[override]  # the base returns nothing, and SGLang's own backends a bool
+    def clear(self) -> bool:
         """Remove all pages of this model from the depot, those of other engines too. Return whether it did."""
         cleared = [pool.clear() for pool in self._pools.values()]  # all of them, also after one failed
         return all(cleared)
