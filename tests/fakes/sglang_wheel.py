@@ -6,6 +6,8 @@ move pages of host memory. So these modules are the wheel's own, and whatever el
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -43,11 +45,11 @@ REAL = (
 )
 """The modules of the wheel that run. Packages above them are empty."""
 
+METRICS = "srt/observability/metrics_collector.py"
+
 UNPACKED = (
-    "sglang/srt/environ.py",
-    "sglang/srt/runtime_context.py",
-    "sglang/srt/managers/cache_c",
-    "sglang/srt/mem_cache/",
+    *("sglang/srt/environ.py", "sglang/srt/runtime_context.py", "sglang/srt/managers/cache_controller.py"),
+    *("sglang/srt/mem_cache/", f"sglang/{METRICS}"),
 )
 
 MISSING = ("psutil", "triton", "sgl_kernel", "orjson")
@@ -150,6 +152,15 @@ def wheel_modules() -> Path:
     return folder
 
 
+def dataclass_of_wheel(file: str, name: str) -> Any:
+    """Return a dataclass of a module that can't be imported here: only its own lines run."""
+    tree = ast.parse((wheel_modules() / file).read_text())
+    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    names: dict[str, Any] = {"dataclass": dataclasses.dataclass, "field": dataclasses.field, "List": list}
+    exec(compile(ast.Module([found], []), file, "exec"), names)
+    return names[name]
+
+
 @cache
 def import_wheel() -> _Finder:
     """Make the wheel's modules importable in this process. Return what stands in for the others.
@@ -159,5 +170,3 @@ def import_wheel() -> _Finder:
     finder = _Finder(wheel_modules())
     sys.meta_path.append(finder)  # last, so that packages that are installed are themselves
     return finder
-
-

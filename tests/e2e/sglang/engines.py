@@ -23,12 +23,35 @@ try:
 except (OSError, subprocess.SubprocessError) as error:
     pytest.skip(f"the wheel of SGLang {VERSION} can't be fetched: {error!r}", allow_module_level=True)
 
+from sglang.srt.managers.cache_controller import HiCacheController, PrefetchOperation, StorageOperation
 from sglang.srt.mem_cache.device_pool_info import KVBufferLayout, KVBuffers, MHABufferInfo, MLABufferInfo
-from sglang.srt.mem_cache.hicache_storage import HiCacheStorageConfig
+from sglang.srt.mem_cache.hicache_storage import (
+    STORAGE_BATCH_SIZE,
+    HiCacheStorageConfig,
+    PoolHitPolicy,
+    PoolName,
+    PoolTransfer,
+)
 from sglang.srt.mem_cache.pool_host.base import host_memory_budget_scope
+from sglang.srt.mem_cache.pool_host.common import get_allocator_from_storage
+from sglang.srt.mem_cache.pool_host.dsa import DSAIndexerPoolHost
+from sglang.srt.mem_cache.pool_host.mamba import MambaPoolHost
 from sglang.srt.mem_cache.pool_host.mha import AsymmetricMHATokenToKVPoolHost, MHATokenToKVPoolHost
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 from sglang.srt.mem_cache.storage import StorageBackendFactory
+
+__all__ = [  # the tests import these from here, where it is known whether there is a wheel
+    "STORAGE_BATCH_SIZE",
+    "DSAIndexerPoolHost",
+    "HiCacheController",
+    "MambaPoolHost",
+    "PoolHitPolicy",
+    "PoolName",
+    "PoolTransfer",
+    "PrefetchOperation",
+    "StorageOperation",
+    "get_allocator_from_storage",
+]
 
 PAGE = 16
 NUM_PAGES = 24
@@ -51,13 +74,13 @@ def _layers(heads: int, size: int) -> tuple[torch.Tensor, ...]:
     return tuple(torch.zeros(PAGE, heads, size, dtype=DTYPE) for _ in range(LAYERS))
 
 
-def _options(layout: str, allocator: str, page_size: int = PAGE) -> dict[str, Any]:
-    sizes = {"host_to_device_ratio": 2.0, "host_size": 0, "device_capacity_tokens": PAGE, "page_size": page_size}
-    layers = {"start_layer": 0, "end_layer": LAYERS, "host_token_capacity": NUM_PAGES * page_size}
+def _options(layout: str, allocator: str, num_pages: int = NUM_PAGES) -> dict[str, Any]:
+    sizes = {"host_to_device_ratio": 2.0, "host_size": 0, "device_capacity_tokens": PAGE, "page_size": PAGE}
+    layers = {"start_layer": 0, "end_layer": LAYERS, "host_token_capacity": num_pages * PAGE}
     return {**sizes, **layers, "layout": layout, "pin_memory": False, "allocator_type": allocator}
 
 
-def heads_pool(layout: str, allocator: str = "shm", *, v_size: int = HEAD_SIZE) -> Any:
+def heads_pool(layout: str, allocator: str = "shm", *, v_size: int = HEAD_SIZE, num_pages: int = NUM_PAGES) -> Any:
     """Make SGLang's pool of keys and values; with another size of the values, they have tensors of their own."""
     pointers = torch.zeros(LAYERS, dtype=torch.uint64)
     info = MHABufferInfo(
@@ -77,7 +100,7 @@ def heads_pool(layout: str, allocator: str = "shm", *, v_size: int = HEAD_SIZE) 
     )
     made = MHATokenToKVPoolHost if v_size == HEAD_SIZE else AsymmetricMHATokenToKVPoolHost
     with host_memory_budget_scope(1 << 30):
-        return made(info, **_options(layout, allocator))
+        return made(info, **_options(layout, allocator, num_pages))
 
 
 def latent_pool(layout: str, allocator: str = "shm") -> Any:

@@ -12,8 +12,14 @@ from tests.e2e.sglang.engines import (
     LAYOUTS,
     NUM_PAGES,
     PAGE,
+    DSAIndexerPoolHost,
+    MambaPoolHost,
+    PoolHitPolicy,
+    PoolName,
+    PoolTransfer,
     content,
     fill,
+    get_allocator_from_storage,
     heads_pool,
     indices,
     latent_pool,
@@ -25,11 +31,6 @@ if TYPE_CHECKING:
     import torch
 else:
     torch = pytest.importorskip("torch")
-
-from sglang.srt.mem_cache.hicache_storage import PoolHitPolicy, PoolName, PoolTransfer
-from sglang.srt.mem_cache.pool_host.common import get_allocator_from_storage
-from sglang.srt.mem_cache.pool_host.dsa import DSAIndexerPoolHost
-from sglang.srt.mem_cache.pool_host.mamba import MambaPoolHost
 
 
 @pytest.fixture

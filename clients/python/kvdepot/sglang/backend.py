@@ -192,8 +192,10 @@ class KvdepotHiCache(HiCacheStorage):
 
     def get_stats(self) -> Any:
         """Return the pages and the rates (GiB/s) of the loads and stores since the last call."""
-        from sglang.srt.observability.metrics_collector import StorageMetrics
-
+        try:
+            from sglang.srt.observability.metrics_collector import StorageMetrics
+        except ImportError:  # SGLang has moved it; it takes None, too
+            return None
         metrics = StorageMetrics()
         for moved, pages, rates in (
             (self._loads, metrics.prefetch_pgs, metrics.prefetch_bandwidth),
