@@ -14,7 +14,7 @@ from kvdepot.sglang.placement import placement
 def storage(**changed: Any) -> SimpleNamespace:
     """Return SGLang's storage config of one rank, with some fields changed."""
     one = {"tp_rank": 0, "tp_size": 1, "pp_rank": 0, "pp_size": 1, "attn_cp_rank": 0, "attn_cp_size": 1}
-    return SimpleNamespace(**{**one, "dp_rank": 0, "is_mla_model": False, **changed})
+    return SimpleNamespace(**{**one, "dp_rank": 0, **changed})
 
 
 def test_all_ranks_of_heads_and_layers_are_one_instance() -> None:
@@ -26,15 +26,17 @@ def test_all_ranks_of_heads_and_layers_are_one_instance() -> None:
     assert [each.rank for each in ranks] == list(range(8))
 
 
-def test_each_tensor_rank_of_a_latent_cache_is_an_instance_with_all_of_it() -> None:
-    ranks = [placement("e", storage(tp_rank=number, tp_size=3, is_mla_model=True), "kv") for number in range(3)]
+def test_each_tensor_rank_of_a_latent_pool_is_an_instance_with_all_of_it() -> None:
+    ranks = [
+        placement("e", storage(tp_rank=number, tp_size=3), "kv", equal_in_tensor_ranks=True) for number in range(3)
+    ]
     assert [each.instance_id for each in ranks] == ["e", "e-replica1", "e-replica2"]
     assert {(each.rank, each.world_size, each.shard) for each in ranks} == {(0, 1, "")}
     assert [each.replica for each in ranks] == [0, 1, 2]
 
 
-def test_states_beside_a_latent_cache_are_split_by_heads() -> None:
-    ranks = [placement("e", storage(tp_rank=number, tp_size=2, is_mla_model=True), "mamba") for number in range(2)]
+def test_pools_with_heads_beside_a_latent_pool_are_split() -> None:
+    ranks = [placement("e", storage(tp_rank=number, tp_size=2), "mamba") for number in range(2)]
     assert [(each.instance_id, each.rank, each.world_size) for each in ranks] == [("e-mamba", 0, 2), ("e-mamba", 1, 2)]
 
 

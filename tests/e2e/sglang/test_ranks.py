@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from service.server import Server
 from tests.e2e.sglang.engines import (
     LAYOUTS,
     POOLS,
+    PoolName,
+    PoolTransfer,
     Rank,
     content,
     extra_config,
     fill,
     heads_pool,
+    indices,
     latent_pool,
     page_keys,
     rank,
@@ -73,6 +77,26 @@ async def test_latent_pages_are_stored_once_for_all_tensor_ranks(server: Server)
         assert server.depot.index.num_resident == 3
         assert await ranks[1].store(keys, [10, 11, 12]) == [True] * 3  # nothing is copied
         assert server.depot.index.num_resident == 3
+
+
+async def test_a_draft_with_heads_beside_latent_pages_never_gets_the_heads_of_another_rank(server: Server) -> None:
+    keys = page_keys(0, 1)
+    async with AsyncExitStack() as stack:
+        ranks = [
+            await attach(
+                stack,
+                server,
+                latent_pool("page_first"),
+                side_pools={"draft": heads_pool("page_first")},
+                tp_rank=number,
+                tp_size=2,
+                is_mla_model=True,
+            )
+            for number in range(2)
+        ]
+        draft = PoolTransfer(PoolName.DRAFT, indices([0]), keys=keys)
+        assert await asyncio.to_thread(ranks[0].backend.batch_set_v2, [draft]) == {"draft": [True]}
+        assert await asyncio.to_thread(ranks[1].backend.batch_get_v2, [draft]) == {"draft": [False]}
 
 
 async def test_pipeline_ranks_hold_other_layers_and_are_ranks_of_one_instance(server: Server) -> None:

@@ -25,7 +25,7 @@ from kvdepot.connector.event_loop import shared_event_loop
 from kvdepot.sglang.engine_facts import agreed_id, arguments, sglang_version
 from kvdepot.sglang.held_pages import HeldPages
 from kvdepot.sglang.hit_policies import Requirement, prefix_hits
-from kvdepot.sglang.host_pool import pages_of, share
+from kvdepot.sglang.host_pool import is_equal_in_tensor_ranks, pages_of, share
 from kvdepot.sglang.identity import cache_identity, of_pool
 from kvdepot.sglang.placement import KV, placement
 from kvdepot.sglang.pool_depot import MovedPages, PoolDepot
@@ -213,7 +213,13 @@ class KvdepotHiCache(HiCacheStorage):
             pool.close()
 
     def _register(self, name: str, host_pool: Any) -> None:
-        place = placement(self._base_id, self._storage, name, num_nodes=int(getattr(self._arguments, "nnodes", 1) or 1))
+        place = placement(
+            self._base_id,
+            self._storage,
+            name,
+            equal_in_tensor_ranks=is_equal_in_tensor_ranks(host_pool),
+            num_nodes=int(getattr(self._arguments, "nnodes", 1) or 1),
+        )
         memory = share(host_pool, name)
         if previous := self._pools.pop(name, None):
             previous.close()

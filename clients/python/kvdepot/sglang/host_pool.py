@@ -43,7 +43,7 @@ class ShmMemory:
 
         Raises: UnsupportedPool.
         """
-        address = tensor.data_ptr()
+        address = tensor.data_ptr() if hasattr(tensor, "data_ptr") else tensor.__array_interface__["data"][0]
         for fd, mapping in zip(getattr(self._allocator, "fds", ()), getattr(self._allocator, "mms", ()), strict=True):
             start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
             if start <= address < start + len(mapping):
@@ -90,6 +90,11 @@ def share(pool: Any, pool_name: str) -> AttachedMemory:
         on_gpu=False,
         chunk_size=pool.page_size,
     )
+
+
+def is_equal_in_tensor_ranks(pool: Any) -> bool:
+    """Return whether all tensor ranks have the same bytes: latent KV has no heads to split."""
+    return type(pool).__name__ in _WITHOUT_HEADS
 
 
 def pages_of(host_indices: Any, page_size: int, num_pages: int) -> list[int] | None:
@@ -148,3 +153,5 @@ _TENSORS: dict[str, Callable[[Any], Tensors]] = {
     "DSAIndexerPoolHost": _indexer,
 }
 """By the name of the pool's class. Subclasses are not accepted: they may keep their bytes elsewhere."""
+
+_WITHOUT_HEADS = ("MLATokenToKVPoolHost", "DSAIndexerPoolHost")

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 KV = "kv"
-_SHARDED_BESIDE_LATENT = frozenset(
-    {"mamba"}
-)  # SGLang stores them in all ranks, also where it stores the latent KV once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +22,19 @@ class Placement:
     shard: str
 
 
-def placement(base_id: str, storage: Any, pool_name: str, *, num_nodes: int = 1) -> Placement:
+def placement(
+    base_id: str, storage: Any, pool_name: str, *, equal_in_tensor_ranks: bool = False, num_nodes: int = 1
+) -> Placement:
     """Return the placement of one pool. `storage` is SGLang's `HiCacheStorageConfig`; `base_id` is equal in all ranks.
 
-    The tensor and pipeline ranks of an engine are ranks of one instance, one for each rank of data parallelism. Latent
-    KV is equal in all tensor ranks: then each tensor rank is an instance of its own that holds all of it, and the
-    chunks are the same ones. If the ranks use several depots, or split the tokens of a page, each rank is an
+    The tensor and pipeline ranks of an engine are ranks of one instance, one for each rank of data parallelism. If a
+    pool is equal in all tensor ranks, each of these is an instance of its own that holds all of it, and the chunks are
+    the same ones. If the ranks use several depots, or split the tokens of a page, each rank is an
     instance of its own, and its chunks are named by its `shard`.
     """
-    replicas = storage.tp_size if storage.is_mla_model and pool_name not in _SHARDED_BESIDE_LATENT else 1
-    replica = storage.tp_rank if replicas > 1 else 0
-    tensor_rank, tensor_size = (storage.tp_rank, storage.tp_size) if replicas == 1 else (0, 1)
+    replica, tensor_rank, tensor_size = 0, storage.tp_rank, storage.tp_size
+    if equal_in_tensor_ranks:
+        replica, tensor_rank, tensor_size = storage.tp_rank, 0, 1
     name = base_id
     if storage.dp_rank:
         name += f"-dp{storage.dp_rank}"
