@@ -40,10 +40,13 @@ from sglang.srt.mem_cache.pool_host.mha import AsymmetricMHATokenToKVPoolHost, M
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost
 from sglang.srt.mem_cache.storage import StorageBackendFactory
 
+from kvdepot.sglang import KvdepotHiCache
+
 __all__ = [  # the tests import these from here, where it is known whether there is a wheel
     "STORAGE_BATCH_SIZE",
     "DSAIndexerPoolHost",
     "HiCacheController",
+    "KvdepotHiCache",
     "MambaPoolHost",
     "PoolHitPolicy",
     "PoolName",
