@@ -79,6 +79,18 @@ def test_a_cleared_pool_gives_held_pages_to_no_one() -> None:
     assert sorted(pool.free_indices) == list(range(PAGE * NUM_PAGES))
 
 
+def test_a_pool_has_its_own_methods_again_when_nothing_is_held() -> None:
+    pool, held = Pool(), HeldPages()
+    own = (pool.free, pool.clear)
+    held.watch(pool)
+    held.hold(1, PAGE, [0])
+    assert not held.close()
+    assert (pool.free, pool.clear) != own
+    held.release([1])
+    assert held.close()
+    assert (pool.free, pool.clear) == own
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("take"), st.integers(1, 3)),

@@ -36,6 +36,7 @@ def test_the_address_may_come_from_the_environment() -> None:
         ({**NEEDED, "kvdepot.address": "127.0.0.1:50051"}, "over a unix socket"),
         ({**NEEDED, "kvdepot.instance_id": 7}, "kvdepot.instance_id: text"),
         ({**NEEDED, "kvdepot.instance_id": "x" * 129}, "at most 128 bytes"),
+        ({**NEEDED, "kvdepot.report_blocks": True}, "kvdepot.report_blocks has no effect with SGLang"),
         ({**NEEDED, "kvdepot.lookup_timeout_seconds": 0}, "a positive number of seconds"),
     ],
     ids=str,

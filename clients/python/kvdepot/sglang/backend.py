@@ -156,7 +156,7 @@ class KvdepotHiCache(HiCacheStorage):
 
     # SGLang calls these only without `interface_v1`, and then the backend does not start.
 
-    def get(self, key: str, target_location: Any | None = None, target_sizes: Any | None = None) -> None:
+    def get(self, key: str, target_location: Any | None = None, target_sizes: Any | None = None) -> Any:
         """Return None: pages move by `batch_get_v1`."""
 
     def batch_get(
@@ -211,6 +211,8 @@ class KvdepotHiCache(HiCacheStorage):
         """Detach all pools. Later calls find nothing. Idempotent."""
         for pool in self._pools.values():
             pool.close()
+        if not self._held.close():
+            logger.warning("the depot may still touch pages: what SGLang frees of them stays out of use")
 
     def _register(self, name: str, host_pool: Any) -> None:
         place = placement(

@@ -24,10 +24,12 @@ class HeldPages:
         self._lock = threading.Lock()
         self._pages: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}  # by transfer: tokens per page, and the pages
         self._kept: list[tuple[Any, Callable[[Any], Any], Any]] = []  # a pool, its own `free`, and indices
+        self._watched: list[tuple[Any, Any, Any]] = []
 
     def watch(self, pool: Any) -> None:
-        """Replace the `free` and the `clear` of a pool."""
+        """Replace the `free` and the `clear` of a pool, until `close`."""
         free, clear = pool.free, pool.clear
+        self._watched.append((pool, free, clear))
 
         def guarded_free(indices: Any) -> int:
             self._free(pool, free, indices)
@@ -56,6 +58,16 @@ class HeldPages:
             waiting, self._kept = self._kept, []
         for pool, free, indices in waiting:
             self._free(pool, free, indices)
+
+    def close(self) -> bool:
+        """Give the pools their own methods back. Return False, and leave them, if the depot may still touch pages."""
+        with self._lock:
+            if self._pages:
+                return False
+            while self._watched:
+                pool, free, clear = self._watched.pop()
+                pool.free, pool.clear = free, clear
+        return True
 
     @property
     def num_kept(self) -> int:

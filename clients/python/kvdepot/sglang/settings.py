@@ -10,6 +10,9 @@ from kvdepot.connector.config import PREFIX, ConfigError, ConnectorConfig
 
 SOURCE = "--hicache-storage-backend-extra-config"
 MAX_INSTANCE_BYTES = 128  # room for the names of ranks and pools behind it
+_USED = frozenset(
+    ["address", "model_name", "model_revision", "attach_timeout_seconds", "lookup_timeout_seconds", "retrieve_timeout_seconds", "store_timeout_seconds", "lease_hold_seconds", "prefill_tokens_per_second", "token_file", "tls", "ca_file", "certificate_file", "key_file", "server_name", "plain_tcp"]
+)
 _INSTANCE_ID = f"{PREFIX}instance_id"
 
 
@@ -31,7 +34,9 @@ def backend_settings(extra_config: Mapping[str, Any] | None, environment: Mappin
     faults = []
     if not isinstance(instance_id, str) or len(instance_id.encode()) > MAX_INSTANCE_BYTES:
         faults.append(f"{_INSTANCE_ID}: text of at most {MAX_INSTANCE_BYTES} bytes is expected, not {instance_id!r}")
-    ours = {field.name for field in fields(ConnectorConfig)} | {"instance_id"}
+    unused = {f"{PREFIX}{field.name}" for field in fields(ConnectorConfig) if field.name not in _USED}
+    faults += [f"{key} has no effect with SGLang" for key in sorted(unused & set(given))]
+    ours = _USED | {"instance_id"}
     faults += [f"{key} is not a setting of SGLang; did you mean {PREFIX}{key}?" for key in sorted(ours & set(given))]
     if not given.get("interface_v1"):
         faults.append(
