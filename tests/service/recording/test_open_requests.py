@@ -188,3 +188,12 @@ def test_a_line_says_nothing_of_tokens_keys_and_names() -> None:
         *("block_tokens", "model", "tenant", "recording"),
     }
     assert (found["hash_ids"], found["model"], found["tenant"]) == ([0], 0, 0)
+
+
+def test_each_line_has_the_blocks_of_its_instance() -> None:
+    short, long = lines_of(
+        looked_up(1, prefix(range(16))),
+        looked_up(2, hashes([b"one ", b"two "], hash_block_size=8), namespace=OTHER_NAMESPACE, chunk_size=8),
+    )
+    assert (short["block_tokens"], len(short["hash_ids"]), short["input_length"]) == (BLOCK_TOKENS, 4, 16)
+    assert (long["block_tokens"], len(long["hash_ids"]), long["input_length"]) == (8, 2, 16)
