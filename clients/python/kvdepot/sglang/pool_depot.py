@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import threading
@@ -26,7 +27,7 @@ from kvdepot.sglang.pool_calls import PoolCalls
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 3.0  # a detach has two
 GRACE_SECONDS = 1.0
 """How much longer than the depot's calls a thread waits for the event loop."""
 
@@ -79,6 +80,7 @@ class PoolDepot:
         self._lookups = PageLookups(self._calls)
         self._transfers = PageTransfers(self._calls, self._lookups, held.release)
         self._client: AsyncDepotClient | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._uncertain: set[int] = set()
 
     def attach(self) -> None:
@@ -121,7 +123,6 @@ class PoolDepot:
         """Detach, within `CLOSE_SECONDS`. Later calls find nothing."""
         if self._running is None:
             return
-        self._running.cancel()
         self._running = None
         try:
             self._loop.run(self._close(), CLOSE_SECONDS)
@@ -146,6 +147,7 @@ class PoolDepot:
         return otherwise
 
     async def _run(self) -> None:
+        self._task = asyncio.current_task()
         self._client = AsyncDepotClient(self._config.address, credentials=self._config.credentials)
         self._calls.connection = connection = DepotConnection(
             self._client,
@@ -200,5 +202,8 @@ class PoolDepot:
 
     async def _close(self) -> None:
         await self._calls.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])  # it detaches
         if self._client is not None:
             await self._client.close()

@@ -11,7 +11,11 @@ from kvdepot.connector.config import PREFIX, ConfigError, ConnectorConfig
 SOURCE = "--hicache-storage-backend-extra-config"
 MAX_INSTANCE_BYTES = 128  # room for the names of ranks and pools behind it
 _USED = frozenset(
-    ["address", "model_name", "model_revision", "attach_timeout_seconds", "lookup_timeout_seconds", "retrieve_timeout_seconds", "store_timeout_seconds", "lease_hold_seconds", "prefill_tokens_per_second", "token_file", "tls", "ca_file", "certificate_file", "key_file", "server_name", "plain_tcp"]
+    (
+        *("address", "model_name", "model_revision", "lease_hold_seconds", "prefill_tokens_per_second"),
+        *(f"{what}_timeout_seconds" for what in ("attach", "lookup", "retrieve", "store")),
+        *("token_file", "tls", "ca_file", "certificate_file", "key_file", "server_name", "plain_tcp"),
+    )
 )
 _INSTANCE_ID = f"{PREFIX}instance_id"
 
