@@ -49,26 +49,15 @@ class Depot:
         if self.errors.get(rpc):
             raise self.errors[rpc].pop(0)
 
-    async def lookup(
-        self, session_id: str, prefix: Any, *, computed_tokens: int, timeout_seconds: float
-    ) -> LookupResponse:
+    async def lookup(self, session_id: str, prefix: Any, *, computed_tokens: int, **_: Any) -> LookupResponse:
         self._enter("lookup")
-        found = next(
-            (number for number, key in enumerate(prefix.block_hashes) if key not in self.pages),
-            len(prefix.block_hashes),
-        )
+        missing = [number for number, key in enumerate(prefix.block_hashes) if key not in self.pages]
+        found = missing[0] if missing else len(prefix.block_hashes)
         leased = found * PAGE > computed_tokens
         return LookupResponse(matched_tokens=found * PAGE, lease=Lease(lease_id=session_id) if leased else None)
 
     async def retrieve(
-        self,
-        session_id: str,
-        lease: Any,
-        tables: Any,
-        *,
-        skip_tokens: int,
-        accept_partial: bool,
-        timeout_seconds: float,
+        self, session_id: str, lease: Any, tables: Any, *, skip_tokens: int, accept_partial: bool, **_: Any
     ) -> RetrieveResponse:
         self._enter("retrieve")
         assert accept_partial
@@ -179,10 +168,8 @@ async def test_a_transfer_that_is_cancelled_is_uncertain() -> None:
     assert (site.done, depot.uncertain) == ([], [7])
 
 
-@pytest.mark.parametrize(("there", "room", "stored"), [([], 8, 8), ([], 3, 3), ([6, 7], 3, 1), ([], 0, 0), ([7], 0, 0)])
-async def test_a_partly_refused_store_names_first_pages_that_are_there(
-    there: list[int], room: int, stored: int
-) -> None:
+@pytest.mark.parametrize(("there", "room", "stored"), [([], 8, 8), ([], 3, 3), ([6, 7], 3, 3), ([], 0, 0), ([7], 0, 0)])
+async def test_a_partly_refused_store_names_the_first_pages(there: list[int], room: int, stored: int) -> None:
     depot = Depot([KEYS[page] for page in there])
     depot.room = room
     site = Site(depot)

@@ -26,6 +26,7 @@ from tests.e2e.sglang.engines import (
     rank,
     storage_config,
 )
+from tests.fakes.waiting import eventually
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ async def test_tensor_ranks_store_their_own_heads_and_all_must_have_a_page(serve
         assert [await each.found(keys) for each in ranks] == [0, 0]
         assert await ranks[1].store(keys, [0, 1, 2]) == [True] * 3
         assert [await each.found(keys) for each in ranks] == [3, 3]
+        await eventually(lambda: len(server.depot.sessions) == len(server.depot.leases) == 2)  # each has its own
         for each, pool in zip(ranks, pools, strict=True):
             assert await each.load(keys, [10, 11, 12]) == [True] * 3
             assert [content(pool, page) for page in (10, 11, 12)] == [content(pool, page) for page in range(3)]
