@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -106,6 +107,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, root: Path) -> None:
         self._root = root
         self.stand_ins: set[str] = set()
+        self.is_importing = True
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name in REAL:
@@ -115,7 +117,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             folders = [str(location)] if is_package else None
             return importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
         top = name.partition(".")[0]
-        if top == "sglang" or top in MISSING:
+        if top == "sglang" or (top in MISSING and self.is_importing):
             self.stand_ins.add(name)
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
@@ -162,11 +164,16 @@ def dataclass_of_wheel(file: str, name: str) -> Any:
 
 
 @cache
-def import_wheel() -> _Finder:
-    """Make the wheel's modules importable in this process. Return what stands in for the others.
+def import_wheel() -> None:
+    """Import the wheel's modules into this process. Only they see stand-ins of packages that are not SGLang's.
 
     Raises: OSError, subprocess.SubprocessError.
     """
     finder = _Finder(wheel_modules())
     sys.meta_path.append(finder)  # last, so that packages that are installed are themselves
-    return finder
+    for name in REAL:
+        importlib.import_module(name)
+    finder.is_importing = False
+    for name in finder.stand_ins:
+        if not name.startswith("sglang"):
+            del sys.modules[name]
