@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constr
 # Of what pip says: the downloads that take a while, and the installation.
 PIP_STEPS := sed -unE 's/^ *Downloading ([^-]+-[^-]+)-.*[(]([0-9.]+ MB)[)]/  downloading \1, \2/p; s/^Installing collected.*/  installing/p'
 
-.PHONY: help demo demo-cluster demo-transformers demo-model run mooncake test-servers test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
+.PHONY: help demo demo-cluster demo-transformers demo-model run mooncake test-servers sglang-wheel test test-full test-all check proto docs image gpu-wheels gpu-session gpu-dry-run e2e-vllm bench bench-peer clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -104,6 +104,10 @@ mooncake: $(VENV)/.installed-mooncake ## start Mooncake's master on this machine
 	@exec $(MOONCAKE)/mooncake/mooncake_master --rpc_address 127.0.0.1 --rpc_port 50051 --metrics_host 127.0.0.1 --metrics_port 9003 --client_ttl 5 --minloglevel 1 --logtostderr
 
 test-servers: build/servers/.installed-chromium build/servers/.installed-redis .venv-servers/.installed $(VENV)/.installed-mooncake ## fetch the servers that tests start, 205 MB, without installing them: Prometheus, Chromium, Redis, moto, Mooncake. Without them some tests are skipped
+
+# SGLang's storage classes, which tests import from its wheel without installing SGLang.
+sglang-wheel: $(VENV)/.installed ## fetch SGLang's wheel, 39 MB, for the tests of its storage backend. Without it they are skipped
+	@$(BIN)/python -c 'from tests.fakes.sglang_wheel import wheel_modules; wheel_modules()'
 
 test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: ten minutes, 630 MB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"

@@ -34,8 +34,8 @@ NOT_INSTALLED = {
     "mooncake": "mooncake-transfer-engine-non-cuda",
 }
 """The distributions of what the checks may run without."""
-OF_VLLM = {"vllm", "torch", "huggingface_hub"}
-"""A process that loads `kvdepot.vllm` has them."""
+OF_ENGINES = {"kvdepot/vllm/": {"vllm", "torch", "huggingface_hub"}, "kvdepot/sglang/": {"sglang", "torch"}}
+"""A process that loads one of these packages has them."""
 
 
 def normalized(name: str) -> str:
@@ -109,6 +109,6 @@ def test_every_import_is_declared(package: str) -> None:
         if path.startswith(f"{package}/")
         for name in third_party_imports(tree)
         if distribution_of(name) not in declared(path)
-        and not (path.startswith("kvdepot/vllm/") and name.partition(".")[0] in OF_VLLM)
+        and not any(path.startswith(folder) and name.partition(".")[0] in of for folder, of in OF_ENGINES.items())
     }
     assert undeclared == set()

@@ -61,6 +61,7 @@ ORDER = {
         aio sync
         connector
         vllm cli
+        sglang
         __main__
     """,
 }
@@ -76,6 +77,8 @@ CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # the generated messages, and the one
 SHARED_WITH_CLIENT = ("kvdepot.memory.available", "kvdepot.timeline", "kvdepot.quantiles", "kvdepot.version")
 PROGRAMS = ("*/__main__.py", "kvdepot/cli/app.py")
 CONNECTOR = "kvdepot/vllm/connector.py"  # vLLM alone imports it
+BACKEND = "kvdepot/sglang/backend.py"  # and SGLang this one
+ENGINE_FACTS = "kvdepot/sglang/engine_facts.py"
 
 
 def modules() -> dict[str, ast.Module]:
@@ -216,7 +219,7 @@ def test_the_service_imports_the_lower_packages_and_the_contract() -> None:
 
 
 def test_the_connector_imports_no_engine() -> None:
-    assert faults("kvdepot/connector/*", forbidden=("kvdepot.vllm", "vllm")) == []
+    assert faults("kvdepot/connector/*", forbidden=("kvdepot.vllm", "vllm", "kvdepot.sglang", "sglang")) == []
 
 
 def test_only_servicers_and_commands_see_messages() -> None:
@@ -228,7 +231,8 @@ def test_only_the_client_and_the_service_see_grpc() -> None:
 
 
 def test_only_kernels_see_torch_and_cupy() -> None:
-    assert faults(*others("kernels/*", CONNECTOR), forbidden=("torch", "cupy", "cupy_backends", "cuda")) == []
+    not_kernels = others("kernels/*", CONNECTOR, ENGINE_FACTS)
+    assert faults(*not_kernels, forbidden=("torch", "cupy", "cupy_backends", "cuda")) == []
 
 
 def test_only_the_command_line_reads_the_environment() -> None:
@@ -241,7 +245,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
     }
     hands_it_on = {"service/tier_setup.py", "kvdepot/cli/processes.py"}  # to child processes
     sets_it = {"service/tiers/stores/mooncake.py"}  # for a library, in a process of its own
-    assert readers == {"service/commands.py", "kvdepot/cli/app.py", CONNECTOR} | hands_it_on | sets_it
+    assert readers == {"service/commands.py", "kvdepot/cli/app.py", CONNECTOR, BACKEND} | hands_it_on | sets_it
 
 
 PROBE = """
@@ -263,8 +267,9 @@ print(json.dumps({
 
 
 def names(package: str) -> list[str]:
-    """Return the modules of a package, without the command line and the connector, which programs use."""
-    paths = [path for path in MODULES if path.startswith(f"{package}/") and not matches(path, *PROGRAMS, CONNECTOR)]
+    """Return the modules of a package, without the command line and what engines import, which programs use."""
+    engines = (CONNECTOR, BACKEND)
+    paths = [path for path in MODULES if path.startswith(f"{package}/") and not matches(path, *PROGRAMS, *engines)]
     return [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
 
 

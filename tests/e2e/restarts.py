@@ -67,6 +67,11 @@ class DepotProcess:
         assert self._process is not None
         return await self._process.wait()
 
+    def send(self, number: int) -> None:
+        """Send the process a signal that does not end it."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     async def end(self, number: int = signal.SIGKILL) -> None:
         """Send the process a signal, and wait for its end."""
         if self._process is not None:

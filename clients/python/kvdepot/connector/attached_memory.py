@@ -21,13 +21,15 @@ class TableSource:
 class AttachedMemory:
     """The memory to attach. `sources` has one entry per group; if it is empty, both sides have the same groups.
 
-    Calls for blocks `on_gpu` carry an event that the depot waits for (see `ConnectorWorker`).
+    Calls for blocks `on_gpu` carry an event that the depot waits for (see `ConnectorWorker`). `chunk_size` is in
+    tokens; 0: the depot chooses it.
     """
 
     groups: tuple[KvGroup, ...]
     regions: tuple[MemoryRegion, ...]
     sources: tuple[TableSource, ...] = ()
     on_gpu: bool = False
+    chunk_size: int = 0
 
     def block_tables(self, tables: GroupTables) -> list[BlockTable]:
         """Return the block table of each attached group; `tables` are by the engine's group."""

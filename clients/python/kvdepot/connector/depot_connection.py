@@ -108,6 +108,7 @@ class DepotConnection:
             rank=self._worker_id.rank,
             groups=self.memory.groups,
             regions=self.memory.regions,
+            chunk_size=self.memory.chunk_size,
             timeout_seconds=self._config.attach_timeout_seconds,
         )
 
