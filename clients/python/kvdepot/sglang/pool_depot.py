@@ -173,7 +173,8 @@ class PoolDepot:
     def _done(self, transfer_ids: Iterable[int]) -> None:
         self._held.release(transfer_ids)
 
-    def _changed(self, chunk_size: int) -> None:
+    def _changed(self, chunk_size: int, /, *, wants_token_ids: bool) -> None:
+        """Take the state of the attachment. SGLang's storage calls have hashes and no tokens, so none can be sent."""
         self._lookups.queries.clear()
         self._calls.pause.note_answer()
         if chunk_size == self.page_size:
