@@ -443,7 +443,7 @@ for rpc, at in {**dict.fromkeys((*OF_A_PROMPT, "Store"), ""), "StoreInline": "[0
         return put(path, message)
 
     bad(rpc, "no prefix", prefix, put(f"{at}prefix", None))
-    bad(rpc, "token ids and hashes", (prefix, f"{prefix}.hash_block_size"), put(f"{at}prefix.block_hashes", HASHES))
+    bad(rpc, "hashes beside token ids", f"{prefix}.hash_block_size", put(f"{at}prefix.block_hashes", HASHES))
     bad(rpc, "hashes of no size", f"{prefix}.hash_block_size", put_hashes(f"{at}prefix", HASHES, 0))
     bad(rpc, "a hash size without hashes", f"{prefix}.hash_block_size", put(f"{at}prefix.hash_block_size", 8))
     bad(rpc, "a hash size that does not divide", f"{prefix}.hash_block_size", put_hashes(f"{at}prefix", HASHES, 5))
