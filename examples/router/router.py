@@ -1,0 +1,66 @@
+"""A router: it knows what the depots told, and sends each request to one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from examples.router.index import DepotIndex, Match, keys_of, namespace_of
+from examples.router.policies import Policy
+from examples.router.reader import Change, Condition
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The depot of a request, and what the router expects it to have of the prompt."""
+
+    depot: int
+    expected: Match
+
+
+class Router:
+    """Routes the requests of one model to depots, numbered from 0."""
+
+    def __init__(self, num_depots: int, policy: Policy, model: str) -> None:
+        self._indexes = [DepotIndex() for _ in range(num_depots)]
+        self._answering: set[int] = set()
+        self._policy = policy
+        self._model = model
+
+    def __repr__(self) -> str:
+        return f"<Router to {len(self._answering)}/{len(self._indexes)} depots>"
+
+    @property
+    def num_answering(self) -> int:
+        """How many depots can get requests."""
+        return len(self._answering)
+
+    def apply(self, change: Change) -> None:
+        """Take in what a depot told."""
+        index = self._indexes[change.depot]
+        if change.condition in (Condition.BEGINS_ANEW, Condition.IS_GONE):
+            index.clear()
+        if change.condition is Condition.ANSWERS:
+            self._answering.add(change.depot)
+        elif change.condition is Condition.IS_GONE:
+            self._answering.discard(change.depot)
+        for event in change.events:
+            index.apply(change.model, event)
+
+    def matches(self, tokens: Sequence[int], adapter: str | None = None) -> list[Match]:
+        """Return what each depot has of a prompt. Where blocks have several sizes, the best one counts."""
+        matches = [Match()] * len(self._indexes)
+        for size in set().union(*(index.block_sizes for index in self._indexes)):
+            keys = list(keys_of(tokens, namespace_of(self._model, adapter, size), size))
+            found = [index.match(keys, size) for index in self._indexes]
+            matches = [
+                max(pair, key=lambda match: (match.value, match.tokens)) for pair in zip(matches, found, strict=True)
+            ]
+        return matches
+
+    def route(self, tokens: Sequence[int], adapter: str | None = None) -> Route:
+        """Choose a depot for a prompt. If none answers, all are as good: an engine also computes without its depot."""
+        matches = self.matches(tokens, adapter)
+        depots = sorted(self._answering) or range(len(self._indexes))
+        depot = self._policy.choose(len(tokens), matches, depots)
+        return Route(depot, matches[depot])
