@@ -46,6 +46,7 @@ class Connection:
         self._follower = Follower()
         self._live = self._connect(zmq.SUB, endpoints.events)
         self._live.subscribe(b"")
+        self._disconnections = self._live.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._replay = self._connect(zmq.DEALER, endpoints.replay)
         self._asked_at = 0.0
         self._heard_at = time.monotonic()
@@ -61,7 +62,11 @@ class Connection:
 
     def read(self) -> Iterator[Step]:
         """Yield what follows from the messages that have come, then ask for what is missing."""
-        for topic, sequence, payload in _messages(self._live, 3):
+        published = list(_messages(self._live, 3))
+        if list(_messages(self._disconnections, 2)):  # before the first message of the next connection
+            self._follower.disconnect()
+            self._renew_replay()
+        for topic, sequence, payload in published:
             yield from self._follower.live(Batch(int.from_bytes(sequence, "big"), topic, payload))
         for _, topic, sequence, payload in _messages(self._replay, 4):
             self._heard_at = time.monotonic()
@@ -80,12 +85,16 @@ class Connection:
             self._asked_at = now
 
     def _give_up(self, now: float) -> None:
-        """Count the depot as gone, and ask anew. Late answers go to the old socket, and are never read."""
+        """Count the depot as gone, and begin anew with it."""
         self.answers = False
         self._follower = Follower()
+        self._renew_replay()
+        self._heard_at = now
+
+    def _renew_replay(self) -> None:
+        """Let go of what was asked. Late answers go to the old socket, and are never read."""
         self._replay.close(linger=0)
         self._replay = self._connect(zmq.DEALER, self._endpoints.replay)
-        self._heard_at = now
 
     def _connect(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 
-TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 BlockHash = int | bytes
 """The publisher's name of a block and all blocks before it. Only the same publisher's events compare with it."""
 
@@ -69,7 +69,7 @@ def decode_batch(payload: bytes) -> list[Event]:
         batch = msgspec.msgpack.decode(payload, type=list[object])
         events = [_as_map(event) for event in msgspec.convert(batch[1], list[list[object] | dict[str, object]])]
         return [msgspec.convert(event, Event) for event in events if event.get("type") in _FIELDS_OF_ARRAYS]
-    except (msgspec.MsgspecError, IndexError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, IndexError, TypeError, UnicodeDecodeError) as error:
         raise BadBatch(f"not a batch of KV events: {error}") from error
 
 

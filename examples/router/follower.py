@@ -93,6 +93,12 @@ class Follower:
         for batch in held:
             yield from self.live(batch)
 
+    def disconnect(self) -> None:
+        """Trust no number until the last batch has been compared: the publisher may start again."""
+        self.is_asking = False
+        self.needs_replay = True
+        self._held.clear()
+
     def _begin_anew(self) -> Iterator[Step]:
         self._last = None
         yield BeginAnew()

@@ -21,9 +21,9 @@ MEDIUM_WEIGHTS = {"GPU": 1.0, "CPU": 1.0, "CPU_PINNED": 1.0, "DISK": 0.5, "STORA
 Key = bytes
 
 
-def namespace_of(model: str, adapter: str | None, block_size: int) -> Key:
+def namespace_of(adapter: str | None, block_size: int) -> Key:
     """Return the key before the first block. Prompts of two namespaces share no key."""
-    return hashlib.blake2b(f"{block_size}\0{adapter or ''}\0{model}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(f"{block_size} {adapter or ''}".encode(), digest_size=16).digest()
 
 
 def content_of(tokens: Sequence[int]) -> bytes:
@@ -63,7 +63,7 @@ class _Block:
 
 
 class DepotIndex:
-    """The blocks of one depot."""
+    """The blocks of one model in one depot."""
 
     def __init__(self) -> None:
         self._blocks: dict[BlockHash, _Block] = {}
@@ -78,11 +78,11 @@ class DepotIndex:
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def apply(self, model: str, event: Event) -> None:
+    def apply(self, event: Event) -> None:
         """Take an event in. Blocks without token ids and blocks that more than text names can't be found, nor kept."""
         match event:
             case BlockStored():
-                self._store(model, event)
+                self._store(event)
             case BlockRemoved():
                 for block_hash in event.block_hashes:
                     self._remove(block_hash, event.medium or "GPU")
@@ -94,14 +94,14 @@ class DepotIndex:
         for kept in (self._blocks, self._by_key, self._waiting, self.block_sizes):
             kept.clear()
 
-    def _store(self, model: str, event: BlockStored) -> None:
+    def _store(self, event: BlockStored) -> None:
         size, medium = event.block_size, event.medium or "GPU"
         if event.group_idx or medium not in MEDIUM_WEIGHTS:
             return  # other groups of a hybrid model have the same tokens
         if len(event.token_ids) != size * len(event.block_hashes):
             return
         parent: BlockHash | None = event.parent_block_hash
-        namespace = namespace_of(model, event.lora_name, size)
+        namespace = namespace_of(event.lora_name, size)
         extra_keys = event.extra_keys or [None] * len(event.block_hashes)
         for number, (block_hash, extra) in enumerate(zip(event.block_hashes, extra_keys, strict=False)):
             if extra and extra != [event.lora_name]:

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from examples.router.connection import Endpoints
 from examples.router.policies import PolicyName, make_policy
-from examples.router.reader import Change, Reader
+from examples.router.reader import Reader
 from examples.router.router import Router
-from kvdepot.cli.processes import ChildFailed, server_process
+from examples.router.routes import Routes
+from kvdepot.cli.processes import server_process
 from kvdepot.cli.replay_node import chunk_bytes_of
-from kvdepot.cli.request_trace import Trace, token_ids
+from kvdepot.cli.request_trace import Trace
 from kvdepot.cli.trace_player import replay_trace
 
 MODEL = "replay"
 """The model's name in the chunks of `replay_trace`."""
-ANSWER_SECONDS = 30.0
-LATEST_SECONDS = 1.0
-"""How long the player waits for the events of a request before it sends the next one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,63 +53,6 @@ class Played:
         return max(self.tokens_by_depot) * len(self.tokens_by_depot) / max(1, sum(self.tokens_by_depot))
 
 
-class _Routes:
-    """Chooses the depot of each request of a trace when it begins, one after the other.
-
-    By then `heard` knows all events of the requests before, so that what is found does not depend on the speed of this
-    machine. `router` gets to know them `late_requests` requests later. Without a delay they are the same.
-    """
-
-    def __init__(
-        self, trace: Trace, heard: Router, router: Router, late_requests: int, changes: queue.Queue[Change]
-    ) -> None:
-        self._trace = trace
-        self._heard = heard
-        self._router = router
-        self._late_requests = late_requests
-        self._changes = changes
-        self._late: deque[tuple[int, Change]] = deque()
-        self.chosen: list[int] = []
-        self.expected_tokens = 0
-        self.num_unheard = 0
-
-    def wait_for_depots(self, num_depots: int) -> None:
-        """Wait until all depots answer.
-
-        Raises: ChildFailed.
-        """
-        if not self._hear_until(lambda: self._heard.num_answering == num_depots, ANSWER_SECONDS):
-            raise ChildFailed(f"not all depots tell their events after {ANSWER_SECONDS:g} s: {self._heard!r}")
-
-    def __iter__(self) -> Iterator[int]:
-        for prompt, output in zip(self._trace.requests, self._trace.outputs, strict=True):
-            while self._late and self._late[0][0] <= len(self.chosen):
-                self._router.apply(self._late.popleft()[1])
-            route = self._router.route(token_ids(prompt, self._trace.block_tokens))
-            self.expected_tokens += route.expected.tokens
-            self.chosen.append(route.depot)
-            yield route.depot
-            stored = token_ids(prompt + output, self._trace.block_tokens)
-            if not self._hear_until(lambda: self._has(route.depot, stored), LATEST_SECONDS):  # noqa: B023 - called here
-                self.num_unheard += 1
-
-    def _has(self, depot: int, tokens: list[int]) -> bool:
-        return self._heard.matches(tokens)[depot].tokens == len(tokens)
-
-    def _hear_until(self, is_so: Callable[[], bool], timeout_seconds: float) -> bool:
-        """Take in what the depots tell until something is so. Return False if it is not so in time."""
-        deadline = time.monotonic() + timeout_seconds
-        while not is_so():
-            try:
-                change = self._changes.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                return False
-            self._heard.apply(change)
-            if self._router is not self._heard:
-                self._late.append((len(self.chosen) + self._late_requests, change))
-        return True
-
-
 def play(
     trace: Trace,
     policy: PolicyName,
@@ -140,7 +78,7 @@ def play(
         reader = stack.enter_context(Reader(endpoints))
         router = Router(num_depots, make_policy(policy, num_depots), MODEL)
         heard = Router(num_depots, make_policy(policy, num_depots), MODEL) if late_requests else router
-        routes = _Routes(trace, heard, router, late_requests, reader.changes)
+        routes = Routes(trace, heard, router, late_requests, reader.changes)
         routes.wait_for_depots(num_depots)
         replayed = asyncio.run(
             replay_trace(

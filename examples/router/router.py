@@ -44,14 +44,15 @@ class Router:
             self._answering.add(change.depot)
         elif change.condition is Condition.IS_GONE:
             self._answering.discard(change.depot)
-        for event in change.events:
-            index.apply(change.model, event)
+        if change.model == self._model:
+            for event in change.events:
+                index.apply(event)
 
     def matches(self, tokens: Sequence[int], adapter: str | None = None) -> list[Match]:
         """Return what each depot has of a prompt. Where blocks have several sizes, the best one counts."""
         matches = [Match()] * len(self._indexes)
         for size in set().union(*(index.block_sizes for index in self._indexes)):
-            keys = list(keys_of(tokens, namespace_of(self._model, adapter, size), size))
+            keys = list(keys_of(tokens, namespace_of(adapter, size), size))
             found = [index.match(keys, size) for index in self._indexes]
             matches = [
                 max(pair, key=lambda match: (match.value, match.tokens)) for pair in zip(matches, found, strict=True)

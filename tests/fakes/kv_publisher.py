@@ -28,7 +28,7 @@ class KvPublisher:
         self._next = 0
         self._lock = threading.Lock()
         self._context = zmq.Context()
-        self._live = self._context.socket(zmq.PUB)
+        self._live = self._context.socket(zmq.XPUB)  # it hears of subscriptions
         self._live.bind(endpoints.events)
         self._replay = self._context.socket(zmq.ROUTER)
         self._replay.bind(endpoints.replay)
@@ -52,6 +52,10 @@ class KvPublisher:
         if not is_lost:
             self._live.send_multipart([TOPIC, self._next.to_bytes(8, "big"), payload])
         self._next += 1
+
+    def wait_for_reader(self) -> None:
+        """Wait until a reader has subscribed, so that it gets what is published from now on."""
+        self._live.recv()
 
     def _answer(self) -> None:
         while not self._is_closing.is_set():
