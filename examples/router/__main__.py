@@ -13,7 +13,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from benchmarks.traces import TRACES, prompts_of
 from examples.router.play import Played, play
@@ -39,24 +38,25 @@ class Run:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Play a trace with each policy that was asked for, and print a table."""
+    """Play a trace with each policy that was asked for, and print a line for each."""
     options = _parser().parse_args(arguments)
-    table = Table("policy", "hit ratio", "expected", "most / mean", title_justify="left", title_style="")
-    for name in table.columns[1:]:
-        name.justify = "right"
     try:
         trace = _trace(options.trace, options.limit_requests)
+        print(f"{len(trace.requests):,} requests, {options.depots} depots of {options.l1_chunks:,} chunks each\n")
+        print(f"{'policy':35} hit ratio  expected  most / mean")
         with exit_on_terminate(), Progress(console=Console(stderr=True), transient=True) as progress:
             for run in _runs(options):
-                table.add_row(run.title, *_cells(_play(run, trace, progress)))
+                played = _play(run, trace, progress)
+                ratios = f"{played.hit_ratio:9.2%}  {played.expected_ratio:8.2%}"
+                print(f"{run.title:35} {ratios}  {played.imbalance:11.2f}", flush=True)
+                if played.num_unheard:
+                    print(f"events of {played.num_unheard} requests came too late to wait for them", file=sys.stderr)
     except (BadTrace, ChildFailed, ReplayFailed, DepotError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    table.title = f"{len(trace.requests):,} requests, {options.depots} depots with {options.l1_chunks:,} chunks each"
-    Console(highlight=False).print(table)
     return 0
 
 
@@ -89,12 +89,6 @@ def _play(run: Run, trace: Trace, progress: Progress) -> Played:
         late_requests=run.late_requests,
         on_request=lambda: progress.advance(task),
     )
-
-
-def _cells(played: Played) -> Iterator[str]:
-    yield f"{played.hit_ratio:.2%}"
-    yield f"{played.expected_ratio:.2%}"
-    yield f"{played.imbalance:.2f}"
 
 
 def _trace(name: str, limit_requests: int | None) -> Trace:
