@@ -64,6 +64,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 notice=cache_pb2.NOTICE_ATTACHED,
                 depot_incarnation=self._depots.incarnation,
                 adopted_chunks=self._depots.num_adopted_chunks_by_tenant.get(depot.tenant, 0),
+                wants_token_ids=depot.namer is not None,
             )
             await context.write(response)
             await self._first_of(attachment.failed, attachment.closing, self._draining)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kernels.host.streaming_copy import built_library
+from service.depot.publisher import NullPublisher
 from service.depot.slices import Slices
 from service.l1.chunk import Chunk
 from service.tiers.address.address import TierAddress
@@ -26,6 +27,7 @@ from service.tiers.load import LoadEnd
 from service.tiers.record import Owner
 from service.tiers.snapshot import TierState
 from service.tiers.tier import Tier
+from service.tiers.traffic.accounts import Accounts
 from tests.fakes.tiers import BIT, OWNER, EventList, SmallL1, expected, key_of
 from tests.fakes.waiting import eventually
 
@@ -222,6 +224,6 @@ def io_workers() -> list[int]:
 
 def test_a_chunk_that_has_left_already_is_not_erased() -> None:
     index = DiskIndex(DiskLayout(16 << 20))
-    erasing = Erasing(Placing(index, lambda: 0.0), lambda: None)
+    erasing = Erasing(Placing(index, lambda: 0.0), Accounts("disk", NullPublisher()), lambda: None)
     assert not erasing.erase(key_of(1), key_of(1))
     index.check()
