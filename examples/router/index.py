@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from examples.router.events import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, Event
 
@@ -19,6 +20,7 @@ MEDIUM_WEIGHTS = {"GPU": 1.0, "CPU": 1.0, "CPU_PINNED": 1.0, "DISK": 0.5, "STORA
 """What a token in a medium is worth to the depot's choice. A shared tier is worth nothing: every depot can read it."""
 
 Key = bytes
+Tokens = Sequence[int] | npt.NDArray[np.int64]
 
 
 def namespace_of(adapter: str | None, block_size: int) -> Key:
@@ -26,9 +28,9 @@ def namespace_of(adapter: str | None, block_size: int) -> Key:
     return hashlib.blake2b(f"{block_size} {adapter or ''}".encode(), digest_size=16).digest()
 
 
-def content_of(tokens: Sequence[int]) -> bytes:
+def content_of(tokens: Tokens) -> bytes:
     """Return a hash of a block's tokens alone."""
-    return hashlib.blake2b(np.array(tokens, dtype="<i8").tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(np.asarray(tokens, dtype="<i8").tobytes(), digest_size=16).digest()
 
 
 def key_after(parent: Key, content: bytes) -> Key:
@@ -36,8 +38,9 @@ def key_after(parent: Key, content: bytes) -> Key:
     return hashlib.blake2b(parent + content, digest_size=16).digest()
 
 
-def keys_of(tokens: Sequence[int], namespace: Key, block_size: int) -> Iterator[Key]:
+def keys_of(tokens: Tokens, namespace: Key, block_size: int) -> Iterator[Key]:
     """Yield the keys of a prompt's whole blocks."""
+    tokens = np.asarray(tokens, dtype="<i8")
     key = namespace
     for start in range(0, len(tokens) - block_size + 1, block_size):
         key = key_after(key, content_of(tokens[start : start + block_size]))

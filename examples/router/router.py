@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from examples.router.index import DepotIndex, Match, keys_of, namespace_of
+from examples.router.index import DepotIndex, Match, Tokens, keys_of, namespace_of
 from examples.router.policies import Policy
 from examples.router.reader import Change, Condition
 
@@ -48,7 +47,7 @@ class Router:
             for event in change.events:
                 index.apply(event)
 
-    def matches(self, tokens: Sequence[int], adapter: str | None = None) -> list[Match]:
+    def matches(self, tokens: Tokens, adapter: str | None = None) -> list[Match]:
         """Return what each depot has of a prompt. Where blocks have several sizes, the best one counts."""
         matches = [Match()] * len(self._indexes)
         for size in set().union(*(index.block_sizes for index in self._indexes)):
@@ -59,7 +58,7 @@ class Router:
             ]
         return matches
 
-    def route(self, tokens: Sequence[int], adapter: str | None = None) -> Route:
+    def route(self, tokens: Tokens, adapter: str | None = None) -> Route:
         """Choose a depot for a prompt. If none answers, all are as good: an engine also computes without its depot."""
         matches = self.matches(tokens, adapter)
         depots = sorted(self._answering) or range(len(self._indexes))

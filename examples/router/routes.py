@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+import numpy as np
+
+from examples.router.index import Tokens
 from examples.router.reader import Change
 from examples.router.router import Router
 from kvdepot.cli.processes import ChildFailed
@@ -50,15 +53,15 @@ class Routes:
         for prompt, output in zip(self._trace.requests, self._trace.outputs, strict=True):
             while self._late and self._late[0][0] <= len(self.chosen):
                 self._router.apply(self._late.popleft()[1])
-            route = self._router.route(token_ids(prompt, self._trace.block_tokens))
+            stored = np.array(token_ids(prompt + output, self._trace.block_tokens))
+            route = self._router.route(stored[: len(prompt) * self._trace.block_tokens])
             self.expected_tokens += route.expected.tokens
             self.chosen.append(route.depot)
             yield route.depot
-            stored = token_ids(prompt + output, self._trace.block_tokens)
             if not self._hear_until(lambda: self._has(route.depot, stored), LATEST_SECONDS):  # noqa: B023 - called here
                 self.num_unheard += 1
 
-    def _has(self, depot: int, tokens: list[int]) -> bool:
+    def _has(self, depot: int, tokens: Tokens) -> bool:
         return self._heard.matches(tokens)[depot].tokens == len(tokens)
 
     def _hear_until(self, is_so: Callable[[], bool], timeout_seconds: float) -> bool:
