@@ -10,9 +10,11 @@ import zmq
 
 from examples.router.follower import Batch, BeginAnew, Follower, Step
 
-MAX_WAITING_MESSAGES = 100_000
+MAX_WAITING_MESSAGES = 10_000
 """What a socket holds. The publisher drops what comes on top, and a replay brings it."""
 _MAX_AT_ONCE = 1_000
+_LONGEST_READ_SECONDS = 0.5
+"""Between two reads. What is longer is this process's own pause, and no silence of the depot."""
 _END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 
 
@@ -49,7 +51,8 @@ class Connection:
         self._disconnections = self._live.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._replay = self._connect(zmq.DEALER, endpoints.replay)
         self._asked_at = 0.0
-        self._heard_at = time.monotonic()
+        self._read_at = time.monotonic()
+        self._silent_seconds = 0.0
         self.answers = False
 
     def __repr__(self) -> str:
@@ -62,6 +65,8 @@ class Connection:
 
     def read(self) -> Iterator[Step]:
         """Yield what follows from the messages that have come, then ask for what is missing."""
+        self._silent_seconds += min(time.monotonic() - self._read_at, _LONGEST_READ_SECONDS)
+        self._read_at = time.monotonic()
         published = list(_messages(self._live, 3))
         if list(_messages(self._disconnections, 2)):  # before the first message of the next connection
             self._follower.disconnect()
@@ -69,27 +74,27 @@ class Connection:
         for topic, sequence, payload in published:
             yield from self._follower.live(Batch(int.from_bytes(sequence, "big"), topic, payload))
         for _, topic, sequence, payload in _messages(self._replay, 4):
-            self._heard_at = time.monotonic()
+            self._silent_seconds = 0.0
             if sequence == _END_OF_REPLAY:
                 yield from self._follower.end()
                 self.answers = self.answers or not self._follower.needs_replay
             else:
                 yield from self._follower.replayed(Batch(int.from_bytes(sequence, "big"), topic, payload))
-        now = time.monotonic()
-        if now > self._heard_at + self._patience.gone_seconds:
-            self._give_up(now)
+        if self._silent_seconds > self._patience.gone_seconds:
+            self._give_up()
             yield BeginAnew()
+        now = time.monotonic()
         is_due = self._follower.needs_replay or now > self._asked_at + self._patience.probe_seconds
         if is_due and not self._follower.is_asking and self._replay.poll(0, zmq.POLLOUT):
             self._replay.send_multipart([b"", self._follower.ask().to_bytes(8, "big")])
             self._asked_at = now
 
-    def _give_up(self, now: float) -> None:
+    def _give_up(self) -> None:
         """Count the depot as gone, and begin anew with it."""
         self.answers = False
         self._follower = Follower()
         self._renew_replay()
-        self._heard_at = now
+        self._silent_seconds = 0.0
 
     def _renew_replay(self) -> None:
         """Let go of what was asked. Late answers go to the old socket, and are never read."""

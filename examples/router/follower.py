@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_HELD_BATCHES = 10_000
+MAX_HELD_BATCHES = 1_000
 """The batches that may wait for the end of a replay. More of them are a gap, which the next replay closes."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,31 +20,43 @@ MEDIUM_WEIGHTS = {"GPU": 1.0, "CPU": 1.0, "CPU_PINNED": 1.0, "DISK": 0.5, "STORA
 """What a token in a medium is worth to the depot's choice. A shared tier is worth nothing: every depot can read it."""
 
 Key = bytes
-Tokens = Sequence[int] | npt.NDArray[np.int64]
 
 
-def namespace_of(adapter: str | None, block_size: int) -> Key:
-    """Return the key before the first block. Prompts of two namespaces share no key."""
-    return hashlib.blake2b(f"{block_size} {adapter or ''}".encode(), digest_size=16).digest()
-
-
-def content_of(tokens: Tokens) -> bytes:
-    """Return a hash of a block's tokens alone."""
-    return hashlib.blake2b(np.asarray(tokens, dtype="<i8").tobytes(), digest_size=16).digest()
+def namespace_of(adapter: str | None) -> Key:
+    """Return the key before the first block. Prompts of two adapters share no key."""
+    return _digest((adapter or "").encode())
 
 
 def key_after(parent: Key, content: bytes) -> Key:
-    """Return the key of a block behind another one."""
-    return hashlib.blake2b(parent + content, digest_size=16).digest()
+    """Return the key of a block behind another one, from the hash of its own tokens."""
+    return _digest(parent + content)
 
 
-def keys_of(tokens: Tokens, namespace: Key, block_size: int) -> Iterator[Key]:
-    """Yield the keys of a prompt's whole blocks."""
-    tokens = np.asarray(tokens, dtype="<i8")
-    key = namespace
-    for start in range(0, len(tokens) - block_size + 1, block_size):
-        key = key_after(key, content_of(tokens[start : start + block_size]))
-        yield key
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+class Prompt:
+    """The tokens of a request. The hash of each block is computed once, for all depots."""
+
+    def __init__(self, tokens: Sequence[int] | npt.NDArray[np.int64], adapter: str | None = None) -> None:
+        self._tokens = np.asarray(tokens, dtype="<i8")
+        self._contents: dict[tuple[int, int], bytes] = {}
+        self.namespace = namespace_of(adapter)
+
+    def __repr__(self) -> str:
+        return f"<Prompt of {len(self)} tokens>"
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def content(self, start: int, block_size: int) -> bytes:
+        """Return the hash of a block's tokens alone."""
+        content = self._contents.get((start, block_size))
+        if content is None:
+            content = _digest(self._tokens[start : start + block_size].tobytes())
+            self._contents[start, block_size] = content
+        return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +69,8 @@ class Match:
 
 @dataclass(slots=True)
 class _Block:
-    parent: BlockHash | Key
-    """The depot's name of the block before, or the namespace."""
     content: bytes
+    parent: BlockHash | None
     media: set[str] = field(default_factory=set)
     key: Key | None = None
     """None: the block before it was never told, or is gone already. So its tokens are not known from the start."""
@@ -73,7 +84,7 @@ class DepotIndex:
         self._by_key: dict[Key, _Block] = {}
         self._waiting: defaultdict[BlockHash, set[BlockHash]] = defaultdict(set)
         """By the block before them, blocks whose key is not known yet."""
-        self.block_sizes: set[int] = set()
+        self._block_sizes: set[int] = set()
 
     def __repr__(self) -> str:
         return f"<DepotIndex {len(self._by_key)} blocks, {len(self._blocks) - len(self._by_key)} of unknown prefix>"
@@ -94,7 +105,7 @@ class DepotIndex:
 
     def clear(self) -> None:
         """Forget all blocks."""
-        for kept in (self._blocks, self._by_key, self._waiting, self.block_sizes):
+        for kept in (self._blocks, self._by_key, self._waiting, self._block_sizes):
             kept.clear()
 
     def _store(self, event: BlockStored) -> None:
@@ -104,24 +115,24 @@ class DepotIndex:
         if len(event.token_ids) != size * len(event.block_hashes):
             return
         parent: BlockHash | None = event.parent_block_hash
-        namespace = namespace_of(event.lora_name, size)
+        prompt = Prompt(event.token_ids, event.lora_name)
         extra_keys = event.extra_keys or [None] * len(event.block_hashes)
         for number, (block_hash, extra) in enumerate(zip(event.block_hashes, extra_keys, strict=False)):
             if extra and extra != [event.lora_name]:
                 return
             block = self._blocks.get(block_hash)
             if block is None:
-                content = content_of(event.token_ids[number * size : (number + 1) * size])
-                block = self._blocks[block_hash] = _Block(namespace if parent is None else parent, content)
+                content = prompt.content(number * size, size)
+                block = self._blocks[block_hash] = _Block(content, parent)
                 if parent is None:
-                    self._place(block_hash, block, namespace)
+                    self._place(block_hash, block, prompt.namespace)
                 elif (before := self._blocks.get(parent)) is not None and before.key is not None:
                     self._place(block_hash, block, before.key)
                 else:
                     self._waiting[parent].add(block_hash)
             block.media.add(medium)
             parent = block_hash
-            self.block_sizes.add(size)
+            self._block_sizes.add(size)
 
     def _place(self, block_hash: BlockHash, block: _Block, parent_key: Key) -> None:
         """Give a block its key, and all blocks that wait behind it."""
@@ -140,20 +151,25 @@ class DepotIndex:
         if block.media:
             return
         del self._blocks[block_hash]
-        if block.key is None:
+        if block.key is None and block.parent is not None:
             self._waiting[block.parent].discard(block_hash)
             if not self._waiting[block.parent]:
                 del self._waiting[block.parent]
-        elif self._by_key.get(block.key) is block:
+        elif block.key is not None and self._by_key.get(block.key) is block:
             del self._by_key[block.key]
 
-    def match(self, keys: Sequence[Key], block_size: int) -> Match:
-        """Return what it has of a prompt, from the keys of its blocks."""
-        num_blocks, value = 0, 0.0
-        for key in keys:
-            block = self._by_key.get(key)
-            if block is None:
-                break
-            num_blocks += 1
-            value += max(MEDIUM_WEIGHTS[medium] for medium in block.media)
-        return Match(num_blocks * block_size, value * block_size)
+    def match(self, prompt: Prompt) -> Match:
+        """Return the best of what it has of a prompt. Blocks of several sizes may follow each other."""
+        best = Match()
+        ends = [(prompt.namespace, best)]
+        while ends:
+            key, match = ends.pop()
+            best = max(best, match, key=lambda match: (match.value, match.tokens))
+            for size in self._block_sizes:
+                if match.tokens + size <= len(prompt):
+                    next_key = key_after(key, prompt.content(match.tokens, size))
+                    block = self._by_key.get(next_key)
+                    if block is not None:
+                        weight = max(MEDIUM_WEIGHTS[medium] for medium in block.media)
+                        ends.append((next_key, Match(match.tokens + size, match.value + weight * size)))
+        return best

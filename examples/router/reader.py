@@ -16,7 +16,7 @@ from examples.router.connection import Connection, Endpoints, Patience
 from examples.router.events import BadBatch, Event, decode_batch
 from examples.router.follower import Batch
 
-MAX_CHANGES = 10_000
+MAX_CHANGES = 256
 """The changes that may wait. Then the sockets fill, batches are lost, and a replay brings them."""
 _POLL_MILLISECONDS = 50
 _PATIENCE = Patience()
@@ -77,6 +77,8 @@ class Reader:
                     self._read(depot, connection)
         finally:
             context.destroy(linger=0)
+            for depot in range(len(self._depots)):  # if it failed, what it read gets old
+                self._put(Change(depot=depot, condition=Condition.IS_GONE))
 
     def _read(self, depot: int, connection: Connection) -> None:
         answered = connection.answers

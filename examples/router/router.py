@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from examples.router.index import DepotIndex, Match, Tokens, keys_of, namespace_of
+from examples.router.index import DepotIndex, Match, Prompt
 from examples.router.policies import Policy
 from examples.router.reader import Change, Condition
 
@@ -47,20 +47,13 @@ class Router:
             for event in change.events:
                 index.apply(event)
 
-    def matches(self, tokens: Tokens, adapter: str | None = None) -> list[Match]:
-        """Return what each depot has of a prompt. Where blocks have several sizes, the best one counts."""
-        matches = [Match()] * len(self._indexes)
-        for size in set().union(*(index.block_sizes for index in self._indexes)):
-            keys = list(keys_of(tokens, namespace_of(adapter, size), size))
-            found = [index.match(keys, size) for index in self._indexes]
-            matches = [
-                max(pair, key=lambda match: (match.value, match.tokens)) for pair in zip(matches, found, strict=True)
-            ]
-        return matches
+    def matches(self, prompt: Prompt) -> list[Match]:
+        """Return what each depot has of a prompt."""
+        return [index.match(prompt) for index in self._indexes]
 
-    def route(self, tokens: Tokens, adapter: str | None = None) -> Route:
+    def route(self, prompt: Prompt) -> Route:
         """Choose a depot for a prompt. If none answers, all are as good: an engine also computes without its depot."""
-        matches = self.matches(tokens, adapter)
+        matches = self.matches(prompt)
         depots = sorted(self._answering) or range(len(self._indexes))
-        depot = self._policy.choose(len(tokens), matches, depots)
+        depot = self._policy.choose(len(prompt), matches, depots)
         return Route(depot, matches[depot])

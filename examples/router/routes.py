@@ -8,9 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-import numpy as np
-
-from examples.router.index import Tokens
+from examples.router.index import Prompt
 from examples.router.reader import Change
 from examples.router.router import Router
 from kvdepot.cli.processes import ChildFailed
@@ -53,16 +51,17 @@ class Routes:
         for prompt, output in zip(self._trace.requests, self._trace.outputs, strict=True):
             while self._late and self._late[0][0] <= len(self.chosen):
                 self._router.apply(self._late.popleft()[1])
-            stored = np.array(token_ids(prompt + output, self._trace.block_tokens))
-            route = self._router.route(stored[: len(prompt) * self._trace.block_tokens])
+            asked = Prompt(token_ids(prompt, self._trace.block_tokens))
+            stored = Prompt(token_ids(prompt + output, self._trace.block_tokens)) if output else asked
+            route = self._router.route(asked)
             self.expected_tokens += route.expected.tokens
             self.chosen.append(route.depot)
             yield route.depot
             if not self._hear_until(lambda: self._has(route.depot, stored), LATEST_SECONDS):  # noqa: B023 - called here
                 self.num_unheard += 1
 
-    def _has(self, depot: int, tokens: Tokens) -> bool:
-        return self._heard.matches(tokens)[depot].tokens == len(tokens)
+    def _has(self, depot: int, prompt: Prompt) -> bool:
+        return self._heard.matches(prompt)[depot].tokens == len(prompt)
 
     def _hear_until(self, is_so: Callable[[], bool], timeout_seconds: float) -> bool:
         """Take in what the depots tell until something is so. Return False if it is not so in time."""

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.traces import prompts_of
 from examples.router.connection import Endpoints, Patience
+from examples.router.index import Prompt
 from examples.router.play import MODEL, play
 from examples.router.policies import PolicyName, make_policy
 from examples.router.reader import Reader
@@ -74,7 +75,7 @@ def test_a_killed_depot_loses_its_blocks_and_is_believed_when_it_comes_back(tmp_
             router.apply(reader.changes.get(timeout=max(0.0, deadline - time.monotonic())))
 
     def expected_tokens() -> int:
-        return router.matches(token_ids(PROMPT))[0].tokens
+        return router.matches(Prompt(token_ids(PROMPT)))[0].tokens
 
     with reader:
         with depot(endpoints) as (process, address):

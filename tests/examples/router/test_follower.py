@@ -97,7 +97,7 @@ class Reading(RuleBasedStateMachine):
 
 
 TestReading = Reading.TestCase
-TestReading.settings = settings(max_examples=200, stateful_step_count=40)
+TestReading.settings = settings(max_examples=100, stateful_step_count=40)
 
 
 def applied(follower: Follower, *live: Batch) -> list[Step]:
@@ -133,3 +133,20 @@ def test_what_waits_for_a_replay_is_bounded() -> None:
     assert applied(follower, *map(batch, range(MAX_HELD_BATCHES + 1))) == []
     assert list(follower.end()) == []  # the first one was dropped: a gap
     assert follower.needs_replay
+
+
+def test_after_a_disconnection_the_last_batch_is_compared_first() -> None:
+    follower = Follower()
+    follower.ask()
+    assert list(follower.end()) == []
+    assert applied(follower, batch(0)) == [batch(0)]
+    follower.disconnect()
+    assert applied(follower, batch(1, life=1)) == []  # the next number, by chance
+    assert follower.ask() == 0
+    assert list(follower.replayed(batch(0, life=1))) == []
+    assert list(follower.end()) == [BeginAnew()]
+    assert follower.ask() == 0
+    assert [step for number in (0, 1) for step in follower.replayed(batch(number, life=1))] == [
+        batch(0, life=1),
+        batch(1, life=1),
+    ]

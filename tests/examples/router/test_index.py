@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.router.events import AllBlocksCleared, BlockHash, BlockRemoved, BlockStored, Event
-from examples.router.index import DepotIndex, Match, keys_of, namespace_of
+from examples.router.index import DepotIndex, Match, Prompt
 
 SIZE = 2
 PROMPTS = list(product((1, 2), repeat=3))
@@ -51,7 +51,7 @@ def index_of(*events: Event) -> DepotIndex:
 
 
 def match(index: DepotIndex, prompt: tuple[int, ...], adapter: str | None = None) -> Match:
-    return index.match(list(keys_of(tokens_of(prompt), namespace_of(adapter, SIZE), SIZE)), SIZE)
+    return index.match(Prompt(tokens_of(prompt), adapter))
 
 
 blocks = st.sampled_from([prompt[:length] for prompt in PROMPTS for length in (1, 2, 3)])
@@ -89,7 +89,14 @@ def test_one_event_may_tell_several_blocks() -> None:
 
 
 def test_a_short_last_block_is_not_asked_for() -> None:
-    assert len(list(keys_of([1, 0, 2], namespace_of(None, SIZE), SIZE))) == 1
+    assert index_of(stored((1,), (1, 2))).match(Prompt([1, 0, 2])) == Match(2, 2.0)
+
+
+def test_blocks_of_several_sizes_follow_each_other() -> None:
+    longer = BlockStored(block_hashes=[9], parent_block_hash=1, token_ids=[2, 0, 1], block_size=3, medium="DISK")
+    index = index_of(stored((1,)), longer)
+    assert index.match(Prompt([1, 0, 2, 0, 1, 7])) == Match(5, 3.5)
+    assert index.match(Prompt([1, 0, 2, 0, 2, 7])) == Match(2, 2.0)
 
 
 def test_adapters_share_nothing() -> None:
@@ -132,4 +139,4 @@ def test_nothing_stays_of_blocks_of_an_unknown_prefix_that_left() -> None:
     assert repr(index) == "<DepotIndex 0 blocks, 2 of unknown prefix>"
     index.apply(removed((1, 2)))
     index.apply(removed((1, 1)))
-    assert not any(kept for kept in vars(index).values() if kept is not index.block_sizes)
+    assert {name for name, kept in vars(index).items() if kept} == {"_block_sizes"}

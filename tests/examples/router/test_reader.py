@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from examples.router.connection import Endpoints, Patience
-from examples.router.index import Match
+from examples.router.index import Match, Prompt
 from examples.router.policies import RoundRobin
 from examples.router.reader import Change, Condition, Reader
 from examples.router.router import Router
@@ -58,7 +58,7 @@ class Readout:
     def has(self, *first_tokens: int, depot: int = 0) -> bool:
         """Return whether it knows blocks with these first tokens, and not the others up to 9."""
         return first_tokens == tuple(
-            token for token in range(10) if self.router.matches([token, 0])[depot] == Match(2, 2.0)
+            token for token in range(10) if self.router.matches(Prompt([token, 0]))[depot] == Match(2, 2.0)
         )
 
 
@@ -93,7 +93,7 @@ def test_a_reader_that_starts_late_gets_all_of_it_and_goes_on(publisher: KvPubli
 def test_a_gap_is_closed_by_a_replay(publisher: KvPublisher) -> None:
     publisher.publish(stored(1))
     with reading(publisher, patience=NEVER) as readout:
-        readout.until(lambda: readout.has(1))
+        readout.until(lambda: readout.has(1) and readout.router.num_answering == 1)
         publisher.wait_for_reader()
         publisher.publish(stored(2), is_lost=True)
         publisher.publish(stored(3))
@@ -158,7 +158,7 @@ def test_one_depot_that_is_not_there_does_not_hold_up_another(publisher: KvPubli
     with readout.reader:
         publisher.publish(stored(1))
         readout.until(lambda: readout.has(1, depot=1) and readout.router.num_answering == 1)
-        assert readout.router.route([1, 0]).depot == 1
+        assert readout.router.route(Prompt([1, 0])).depot == 1
 
 
 def test_bytes_that_are_no_batch_are_counted_and_left_out(publisher: KvPublisher) -> None:

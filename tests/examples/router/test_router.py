@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from examples.router.events import AllBlocksCleared, BlockStored
-from examples.router.index import Match
+from examples.router.index import Match, Prompt
 from examples.router.policies import LongestPrefix
 from examples.router.reader import Change, Condition
 from examples.router.router import Router
@@ -32,36 +32,36 @@ def router() -> Router:
 
 
 def test_the_depot_with_the_prefix_gets_the_request(router: Router) -> None:
-    route = router.route([1, 2, 3, 4, 5, 6, 7])
+    route = router.route(Prompt([1, 2, 3, 4, 5, 6, 7]))
     assert (route.depot, route.expected) == (1, Match(4, 4.0))
 
 
 def test_events_of_another_model_change_nothing(router: Router) -> None:
     router.apply(Change(depot=0, model="another", events=[stored(1, 2, 3, 4)]))
     router.apply(Change(depot=1, model="another", events=[AllBlocksCleared()]))
-    assert router.matches([1, 2, 3, 4]) == [Match(), Match(4, 4.0)]
+    assert router.matches(Prompt([1, 2, 3, 4])) == [Match(), Match(4, 4.0)]
 
 
 def test_of_blocks_of_several_sizes_the_best_match_counts(router: Router) -> None:
     router.apply(Change(depot=0, model="model", events=[stored(1, 2, 3, block_size=3)]))
     router.apply(Change(depot=1, model="model", events=[stored(1, 2, 3, block_size=3)]))
-    assert router.matches([1, 2, 3, 4]) == [Match(3, 3.0), Match(4, 4.0)]
+    assert router.matches(Prompt([1, 2, 3, 4])) == [Match(3, 3.0), Match(4, 4.0)]
 
 
 @pytest.mark.parametrize("condition", [Condition.BEGINS_ANEW, Condition.IS_GONE])
 def test_a_depot_that_begins_anew_or_is_gone_loses_its_blocks(router: Router, condition: Condition) -> None:
     router.apply(Change(depot=1, condition=condition))
-    assert router.matches([1, 2, 3, 4]) == [Match(), Match()]
+    assert router.matches(Prompt([1, 2, 3, 4])) == [Match(), Match()]
 
 
 def test_a_depot_that_is_gone_gets_no_request_until_it_answers(router: Router) -> None:
     router.apply(Change(depot=0, condition=Condition.IS_GONE))
-    assert {router.route([8, 9]).depot for _ in range(20)} == {1}
+    assert {router.route(Prompt([8, 9])).depot for _ in range(20)} == {1}
     router.apply(Change(depot=0, condition=Condition.ANSWERS))
-    assert router.route([8, 9]).depot == 0
+    assert router.route(Prompt([8, 9])).depot == 0
 
 
 def test_requests_go_on_while_no_depot_answers(router: Router) -> None:
     for depot in range(2):
         router.apply(Change(depot=depot, condition=Condition.IS_GONE))
-    assert {router.route([8, 9]).depot for _ in range(4)} == {0, 1}
+    assert {router.route(Prompt([8, 9])).depot for _ in range(4)} == {0, 1}
