@@ -33,6 +33,7 @@ from service.kv_events.setup import open_kv_events
 from service.l1.memory_budget import MemoryBudget
 from service.observability.activity import read_gauges
 from service.observability.gauges import read_access, read_build, read_depot, read_memory, read_recording
+from service.observability.kv_event_gauges import read_kv_events
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
 from service.observability.sizing_gauges import SizingGauges
@@ -110,7 +111,7 @@ class Server:
             namer=self._kv_events.namer if self._kv_events is not None else None,
         )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
-        self.sizing = Sizing(index.ghosts, index, limits.chunk_size)
+        self.sizing = Sizing(index.ghosts, index)
         self._zeroing = Zeroing(self.memory.index, self.memory.view)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         # RPCs
@@ -259,6 +260,7 @@ class Server:
             SizingGauges(self.sizing).read,
             lambda: read_access(self._access),
             lambda: read_build(self.depots.backend.name),
+            *((lambda: read_kv_events(kv_events),) if (kv_events := self._kv_events) is not None else ()),
             *((lambda: read_recording(recorder),) if (recorder := self._recorder) is not None else ()),
             *more_gauges,
         )

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from kernels.cuda.settings import CudaSettings
 from service.l1.arena import HugePages
 from service.l1.eviction.policy_name import PolicyName
+from service.l1.keys import MAX_CHUNK_SIZE
 from service.l1.verify import Verify
 from service.setting_types import (
     KvEventsFormat,
@@ -27,7 +28,7 @@ from service.setting_types import (
 from service.tiers.address.address import TierAddress, parse_all
 from service.tiers.write_policy import WritePolicy
 from service.units import format_duration, format_size, parse_duration, parse_size
-from telemetry.kv_events.topics import check_template
+from telemetry.kv_events.topics import check_template, check_tenants
 from telemetry.loading import SubscriberSource
 
 CUDA = CudaSettings()
@@ -79,8 +80,8 @@ class Settings(BaseSettings):
         "soon, by what it costs to compute; lru: used least recently; lru2: by the last use but one; lfu: used least "
         "often",
     )
-    chunk_size: int = Field(256, ge=1, le=1 << 20)
-    """tokens per chunk"""
+    chunk_size: int = Field(256, ge=1, le=MAX_CHUNK_SIZE)
+    """tokens per chunk, of engines that ask for no other; they get the multiple of their blocks that is nearest"""
     cache_epoch: int = Field(0, ge=0, le=(1 << 63) - 1)
     """number that is part of the cache identity; raising it forgets everything that was stored before"""
     transfer_threads: int = Field(2, ge=1, le=256)
@@ -228,6 +229,12 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is neither tcp://HOST:PORT, such as tcp://*:5557, nor ipc://PATH")
         return value
 
+    @field_validator("kv_events_topic")
+    @classmethod
+    def _topic(cls, value: str) -> str:
+        check_template(value)
+        return value
+
     @field_validator("kv_events_tenants")
     @classmethod
     def _without_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -258,7 +265,10 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name}: also set {needed}")
         if self.kv_events and self.disable_observability:
             raise ValueError("kv_events: disable_observability leaves no events to publish")
-        check_template(self.kv_events_topic, self.kv_events_tenants)
+        try:
+            check_tenants(self.kv_events_topic, self.kv_events_tenants)
+        except ValueError as error:
+            raise ValueError(f"kv_events_tenants: {error}") from error
         if self.enable_tracing and not (self.otlp_endpoint or self.trace_console):
             raise ValueError("enable_tracing: spans have no destination; also set otlp_endpoint or trace_console")
         return self

@@ -57,7 +57,6 @@ def naming(
     prefix: Prefix,
     keys_by_rank: Mapping[int, Sequence[ChunkKey]],
     positions: Iterable[int],
-    chunk_size: int,
 ) -> Iterator[None]:
     """Name the chunks at these positions, in order and in short steps. `keys_by_rank[rank][position]` is a chunk's key.
 
@@ -75,16 +74,16 @@ def naming(
         return
     prompt = Prompt(
         prefix=prefix,
-        namespace=first.identity.namespace(prefix, chunk_size),
+        namespace=first.identity.namespace(prefix),
         model_name=first.model_name,
         tenant=tenant,
         world_size=first.world_size,
         block_size=min(group.block_size for group in first.groups),
-        chunk_size=chunk_size,
+        chunk_size=first.chunk_size,
     )
     known = keys_by_rank.get(0)
     first_keys: Sequence[ChunkKey] = known if known is not None else []
-    more_keys = chunk_keys(prompt.namespace, prefix, chunk_size)
+    more_keys = chunk_keys(prompt.namespace, prefix, prompt.chunk_size)
     for number, position in enumerate(wanted):
         if known is None:
             while len(first_keys) <= position:

@@ -28,9 +28,9 @@ try:
     from telemetry.kv_events.sockets import CannotPublish, Sockets
     from telemetry.kv_events.wire import Wire
 except ImportError as error:
-    _MISSING: str | None = error.name
+    MISSING_PACKAGE: str | None = error.name
 else:
-    _MISSING = None
+    MISSING_PACKAGE = None
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ def check_kv_events(settings: Settings) -> None:
 
     Raises: BadSettings.
     """
-    if settings.kv_events and _MISSING is not None:
-        raise BadSettings(f"kv_events: there is no module {_MISSING}: {INSTALL}")
+    if settings.kv_events and MISSING_PACKAGE is not None:
+        raise BadSettings(f"kv_events: there is no module {MISSING_PACKAGE}: {INSTALL}")
 
 
 def open_kv_events(settings: Settings, l1: L1Chunks, tiers: Sequence[Tier]) -> KvEvents | None:

@@ -116,14 +116,19 @@ class KvEventPublisher(Subscriber):
             await self._woken.wait()
             self._woken.clear()
             try:
-                while self.advance():
-                    await asyncio.sleep(0)
+                await self._advance_all()
             except Exception:
                 logger.exception("KvEventsFailed")
                 self.tell_again("gap")
                 await asyncio.sleep(FAILURE_SECONDS)
             if self._retell_reason and (self._timer is None or self._timer.when() <= loop.time()):
                 self._timer = loop.call_later(self._seconds_to_retell, self._woken.set)
+
+    async def _advance_all(self) -> None:
+        has_more = True
+        while has_more:
+            has_more = self.advance()
+            await asyncio.sleep(0)  # others have their turn
 
     def advance(self) -> bool:
         """Do one slice. Return whether there is more to do now."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import zmq
@@ -40,9 +41,7 @@ class Sockets:
     """
 
     def __init__(self, address: str, replay_address: str, ring: Ring, *, max_waiting_batches: int) -> None:
-        self.num_replays = 0
-        self.num_replays_too_old = 0
-        self.num_replays_abandoned = 0
+        self.num_replays = Counter({"whole": 0, "too old": 0, "abandoned": 0})
         self.num_bad_requests = 0
         self._ring = ring
         self._on_reader: Callable[[], None] = lambda: None
@@ -149,12 +148,9 @@ class Sockets:
             self.num_bad_requests += 1
             return
         reader, _, first = request
-        self.num_replays += 1
         batches, is_whole = self._ring.since(int.from_bytes(first, "big"))
-        if not is_whole:
-            self.num_replays_too_old += 1
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._on_reader)
+        if not is_whole and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._on_reader)
         deadline = time.monotonic() + REPLAY_SECONDS
         try:
             for number, sent in enumerate(batches):
@@ -162,8 +158,9 @@ class Sockets:
                 if number % BATCHES_PER_STEP == 0:
                     time.sleep(0)  # the event loop has the interpreter
             self._send_by(router, deadline, (reader, b"", b"", END_OF_REPLAY, b""))
+            self.num_replays["whole" if is_whole else "too old"] += 1
         except zmq.ZMQError:  # it reads too slowly, or is gone
-            self.num_replays_abandoned += 1
+            self.num_replays["abandoned"] += 1
 
     @staticmethod
     def _send_by(router: zmq.Socket[bytes], deadline: float, frames: tuple[bytes, ...]) -> None:

@@ -21,7 +21,8 @@ class Topics:
     """
 
     def __init__(self, template: str, pod: str, tenants: Sequence[str] = ()) -> None:
-        check_template(template, tenants)
+        check_template(template)
+        check_tenants(template, tenants)
         self._template = template
         self._pod = pod
         self._tenants = frozenset(tenants or ("",))
@@ -38,26 +39,31 @@ class Topics:
         return self._template.format(pod=self._pod, model=model_name, tenant=tenant).encode()
 
 
-def check_template(template: str, tenants: Sequence[str]) -> None:
-    """Check that a template has only known placeholders, and keeps tenants apart.
+def check_template(template: str) -> None:
+    """Check that a template has `{model}`, and no other placeholders than those that are known.
 
     Raises: BadTopic.
     """
+    names = _names(template)
+    if names - PLACEHOLDERS:
+        raise BadTopic(f"{template!r} has other placeholders than {{pod}}, {{model}} and {{tenant}}")
+    if "model" not in names:
+        raise BadTopic(f"{template!r} has no {{model}}: readers could not tell the blocks of two models apart")
+
+
+def check_tenants(template: str, tenants: Sequence[str]) -> None:
+    """Check that the topics of several tenants differ.
+
+    Raises: BadTopic.
+    """
+    if (len(set(tenants)) > 1 or EVERY_TENANT in tenants) and "tenant" not in _names(template):
+        raise BadTopic("the blocks of several tenants need {tenant} in kv_events_topic, so that they are not mixed")
+
+
+def _names(template: str) -> set[str]:
     try:
         names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-        template.format(pod="", model="", tenant="")
+        template.format(**dict.fromkeys(names - {""}, ""))
     except (ValueError, KeyError, IndexError, AttributeError) as error:
-        raise BadTopic(
-            f"kv_events_topic: {template!r} can't be read as a template with {{pod}}, {{model}} and {{tenant}}"
-        ) from error
-    if names - PLACEHOLDERS:
-        raise BadTopic(f"kv_events_topic: {template!r} has other placeholders than {{pod}}, {{model}} and {{tenant}}")
-    if "model" not in names:
-        raise BadTopic(
-            f"kv_events_topic: {template!r} has no {{model}}: readers could not tell the blocks of two models apart"
-        )
-    is_shared = len(set(tenants)) > 1 or EVERY_TENANT in tenants
-    if is_shared and "tenant" not in names:
-        raise BadTopic(
-            f"kv_events_topic: {template!r} has no {{tenant}}: readers could not tell the blocks of two tenants apart"
-        )
+        raise BadTopic(f"{template!r} can't be read as a template with {{pod}}, {{model}} and {{tenant}}") from error
+    return names

@@ -122,7 +122,7 @@ class Reader(Pictured):
         """Return what the depot still has of the batches from a number on."""
         assert self._replay is not None
         await self._replay.send_multipart((b"", first.to_bytes(8, "big")))
-        batches = []
+        batches: list[tuple[bytes, int, bytes]] = []
         while True:
             async with asyncio.timeout(10.0):
                 empty, topic, frame, payload = await self._replay.recv_multipart()
