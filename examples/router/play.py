@@ -72,8 +72,9 @@ def play(
             Endpoints(events=f"ipc://{folder}/{depot}.events", replay=f"ipc://{folder}/{depot}.replay")
             for depot in range(num_depots)
         ]
+        l1_bytes = l1_chunks * chunk_bytes_of(trace.block_tokens)
         addresses = [
-            stack.enter_context(server_process(*_flags(trace, l1_chunks), *_event_flags(each))) for each in endpoints
+            stack.enter_context(server_process("--l1-size", str(l1_bytes), *_event_flags(each))) for each in endpoints
         ]
         reader = stack.enter_context(Reader(endpoints))
         router = Router(num_depots, make_policy(policy, num_depots), MODEL)
@@ -102,11 +103,6 @@ def play(
         tokens_by_depot=tokens_by_depot,
         num_unheard=routes.num_unheard,
     )
-
-
-def _flags(trace: Trace, l1_chunks: int) -> list[str]:
-    l1_bytes = l1_chunks * chunk_bytes_of(trace.block_tokens)
-    return ["--chunk-size", str(trace.block_tokens), "--l1-size", str(l1_bytes)]
 
 
 def _event_flags(endpoints: Endpoints) -> list[str]:

@@ -50,9 +50,9 @@ def test_a_router_finds_more_than_random_and_expects_what_is_found() -> None:
 @contextmanager
 def depot(endpoints: Endpoints) -> Iterator[tuple[Child, str]]:
     """Run a depot that publishes events, and yield its process and its address."""
-    sizes = ("--chunk-size", str(BLOCK_TOKENS), "--l1-size", str(L1_CHUNKS * chunk_bytes_of(BLOCK_TOKENS)))
+    size = ("--l1-size", str(L1_CHUNKS * chunk_bytes_of(BLOCK_TOKENS)))
     events = ("--kv-events", endpoints.events, "--kv-events-replay", endpoints.replay)
-    with server_child(*sizes, *events) as (process, addresses):
+    with server_child(*size, *events) as (process, addresses):
         yield process, addresses[0]
 
 
