@@ -17,6 +17,7 @@ from rich.progress import Progress
 from benchmarks.traces import TRACES, prompts_of
 from examples.router.play import Played, play
 from examples.router.policies import PolicyName
+from examples.router.routes import LATEST_SECONDS
 from kvdepot import DepotError
 from kvdepot.cli.processes import ChildFailed, exit_on_terminate
 from kvdepot.cli.replay_node import ReplayFailed
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
                 ratios = f"{played.hit_ratio:9.2%}  {played.expected_ratio:8.2%}"
                 print(f"{run.title:35} {ratios}  {played.imbalance:11.2f}", flush=True)
                 if played.num_unheard:
-                    print(f"events of {played.num_unheard} requests came too late to wait for them", file=sys.stderr)
+                    unheard = f"of {played.num_unheard} requests not all blocks were told in {LATEST_SECONDS:g} s"
+                    print(f"{unheard}: the events were late, or the depot had no space", file=sys.stderr)
     except (BadTrace, ChildFailed, ReplayFailed, DepotError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -28,7 +28,7 @@ class Played:
     """What came of a run. `tokens_by_depot` are the prompt tokens that the router sent to each depot.
 
     `expected_tokens` are those that the router thought the chosen depot has. `num_unheard` counts the requests whose
-    events did not come in time.
+    blocks were not all told in time: the events were late, or the depot had no space for some of the blocks.
     """
 
     asked_tokens: int

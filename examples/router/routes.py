@@ -22,8 +22,8 @@ LATEST_SECONDS = 1.0
 class Routes:
     """Chooses the depot of each request of a trace when it begins, one after the other.
 
-    By then `heard` knows all events of the requests before, so that what is found does not depend on the speed of this
-    machine. `router` gets to know them `late_requests` requests later. Without a delay they are the same.
+    By then `heard` knows all that the requests before stored, however slow this machine is. `router` gets to know it
+    `late_requests` requests later. Without a delay they are the same.
     """
 
     def __init__(

@@ -20,9 +20,11 @@ class KvPublisher:
 
     def __init__(self, endpoints: Endpoints, *, kept_batches: int = 1_000) -> None:
         self.endpoints = endpoints
-        self.num_replays = 0
+        self.num_requests = 0
         self.is_silent = False
-        """Whether replays get no answer, as from a depot that hangs."""
+        """Whether replays get no answer, as from a depot that hangs. They get it when this becomes false."""
+        self.has_end = True
+        """Whether a replay ends."""
         self._kept_batches = kept_batches
         self._batches: list[tuple[int, bytes]] = []
         self._next = 0
@@ -57,17 +59,26 @@ class KvPublisher:
         """Wait until a reader has subscribed, so that it gets what is published from now on."""
         self._live.recv()
 
+    def drop_readers(self) -> None:
+        """End the connections of all readers, as a network does, and take new ones. Replays go on."""
+        self._live.close(linger=0)
+        self._live = self._context.socket(zmq.XPUB)
+        self._live.bind(self.endpoints.events)
+
     def _answer(self) -> None:
+        waiting: list[list[bytes]] = []
         while not self._is_closing.is_set():
-            if not self._replay.poll(10):
-                continue
-            reader, empty, start = self._replay.recv_multipart()
-            if self.is_silent:
-                continue
-            self.num_replays += 1
-            with self._lock:
-                batches = list(self._batches)
-            for sequence, payload in batches:
-                if sequence >= int.from_bytes(start, "big"):
-                    self._replay.send_multipart([reader, empty, TOPIC, sequence.to_bytes(8, "big"), payload])
+            if self._replay.poll(10):
+                waiting.append(self._replay.recv_multipart())
+                self.num_requests += 1
+            while waiting and not self.is_silent:
+                self._replay_to(*waiting.pop(0))
+
+    def _replay_to(self, reader: bytes, empty: bytes, start: bytes) -> None:
+        with self._lock:
+            batches = list(self._batches)
+        for sequence, payload in batches:
+            if sequence >= int.from_bytes(start, "big"):
+                self._replay.send_multipart([reader, empty, TOPIC, sequence.to_bytes(8, "big"), payload])
+        if self.has_end:
             self._replay.send_multipart([reader, empty, b"", END_OF_REPLAY, b""])

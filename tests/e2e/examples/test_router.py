@@ -41,7 +41,7 @@ def test_a_router_finds_more_than_random_and_expects_what_is_found() -> None:
     played = play(trace_of(*prompts), PolicyName.PREFIX, num_depots=2, l1_chunks=L1_CHUNKS)
     by_chance = routes(prompts, RouterName.RANDOM, num_nodes=2, l1_chunks=L1_CHUNKS)
     assert played.num_unheard == 0
-    assert played.expected_tokens == played.found_tokens
+    assert played.expected_tokens == pytest.approx(played.found_tokens, rel=0.03)  # what leaves is told a moment later
     assert played.found_tokens > 1.2 * BLOCK_TOKENS * island_hits(prompts, by_chance, L1_CHUNKS)
     assert played.asked_tokens == BLOCK_TOKENS * sum(map(len, prompts)) == sum(played.tokens_by_depot)
     assert played.imbalance < 1.25

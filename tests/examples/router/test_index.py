@@ -54,15 +54,14 @@ def match(index: DepotIndex, prompt: tuple[int, ...], adapter: str | None = None
     return index.match(Prompt(tokens_of(prompt), adapter))
 
 
-blocks = st.sampled_from([prompt[:length] for prompt in PROMPTS for length in (1, 2, 3)])
+blocks = st.sampled_from(sorted({prompt[:length] for prompt in PROMPTS for length in (1, 2, 3)}))
 events = st.one_of(
     st.builds(lambda block, medium: stored(block, medium=medium), blocks, st.sampled_from(MEDIA)),
     st.builds(removed, blocks, st.sampled_from(MEDIA)),
-    st.just(AllBlocksCleared()),
 )
 
 
-@given(st.lists(events, max_size=40))
+@given(st.lists(events, min_size=20, max_size=80))
 def test_what_is_found_is_what_was_told_in_any_order(told: list[Event]) -> None:
     held: dict[BlockHash, set[str]] = {}
     for event in told:
@@ -71,14 +70,18 @@ def test_what_is_found_is_what_was_told_in_any_order(told: list[Event]) -> None:
                 held.setdefault(event.block_hashes[0], set()).add(str(event.medium))
             case BlockRemoved():
                 held.get(event.block_hashes[0], set()).discard(str(event.medium))
-            case AllBlocksCleared():
-                held.clear()
     index = index_of(*told)
     for prompt in PROMPTS:
         media = [held.get(hash_of(prompt[:length]), set()) for length in (1, 2, 3)]
         leading = list(takewhile(bool, media))
         value = sum(SIZE * (1.0 if "CPU_PINNED" in each else 0.5) for each in leading)
         assert match(index, prompt) == Match(SIZE * len(leading), value)
+
+
+def test_nothing_is_held_after_all_is_cleared_and_it_can_come_again() -> None:
+    index = index_of(stored((1,)), stored((2, 1)), AllBlocksCleared(), stored((2,)))
+    assert match(index, (1,)) == Match()
+    assert match(index, (2, 1)) == Match(2, 2.0)
 
 
 def test_one_event_may_tell_several_blocks() -> None:

@@ -18,6 +18,7 @@ from tests.fakes.kv_publisher import KvPublisher
 from tests.fakes.waiting import wait_until
 
 QUICK = Patience(probe_seconds=0.1, gone_seconds=1.0)
+PATIENT = Patience(probe_seconds=0.1, gone_seconds=3600.0)
 NEVER = Patience(probe_seconds=3600.0, gone_seconds=3600.0)
 
 
@@ -55,11 +56,13 @@ class Readout:
             self.conditions.append(change.condition)
         self.router.apply(change)
 
+    def known(self, depot: int = 0) -> tuple[int, ...]:
+        """Return the first tokens, up to 9, of the blocks that it knows."""
+        return tuple(token for token in range(10) if self.router.matches(Prompt([token, 0]))[depot] == Match(2, 2.0))
+
     def has(self, *first_tokens: int, depot: int = 0) -> bool:
-        """Return whether it knows blocks with these first tokens, and not the others up to 9."""
-        return first_tokens == tuple(
-            token for token in range(10) if self.router.matches(Prompt([token, 0]))[depot] == Match(2, 2.0)
-        )
+        """Return whether it knows blocks with these first tokens, and no others."""
+        return first_tokens == self.known(depot)
 
 
 @contextmanager
@@ -150,6 +153,37 @@ def test_a_depot_that_is_gone_loses_all_and_comes_back(endpoints: Endpoints, how
             publisher.publish(stored(1))
         readout.until(lambda: readout.router.num_answering == 1 and readout.has(1))
     publisher.__exit__()
+
+
+def test_a_late_answer_is_not_taken_for_the_answer_to_a_later_question(publisher: KvPublisher) -> None:
+    publisher.publish(stored(1))
+    publisher.publish(stored(2))
+    with reading(publisher, patience=PATIENT) as readout:
+        readout.until(lambda: readout.has(1, 2) and readout.router.num_answering == 1)
+        publisher.is_silent = True
+        asked = publisher.num_requests
+        wait_until(lambda: publisher.num_requests > asked)
+        asked = publisher.num_requests
+        publisher.drop_readers()
+        wait_until(lambda: publisher.num_requests > asked)
+        publisher.is_silent = False
+        publisher.publish(stored(3))
+        readout.until(lambda: readout.has(1, 2, 3))
+        for _ in range(2):  # both answers have come by then
+            asked = publisher.num_requests
+            wait_until(lambda: publisher.num_requests > asked)  # noqa: B023 - called here
+        publisher.publish(stored(4))
+        readout.until(lambda: 4 in readout.known())
+        assert readout.has(1, 2, 3, 4)
+
+
+def test_a_picture_that_never_gets_whole_is_forgotten(publisher: KvPublisher) -> None:
+    publisher.has_end = False
+    publisher.publish(stored(1))
+    with reading(publisher) as readout:
+        readout.until(lambda: readout.has(1))
+        readout.until(lambda: readout.conditions == [Condition.BEGINS_ANEW])
+        assert readout.has()
 
 
 def test_one_depot_that_is_not_there_does_not_hold_up_another(publisher: KvPublisher, tmp_path: Path) -> None:

@@ -42,10 +42,10 @@ def test_events_of_another_model_change_nothing(router: Router) -> None:
     assert router.matches(Prompt([1, 2, 3, 4])) == [Match(), Match(4, 4.0)]
 
 
-def test_of_blocks_of_several_sizes_the_best_match_counts(router: Router) -> None:
-    router.apply(Change(depot=0, model="model", events=[stored(1, 2, 3, block_size=3)]))
-    router.apply(Change(depot=1, model="model", events=[stored(1, 2, 3, block_size=3)]))
-    assert router.matches(Prompt([1, 2, 3, 4])) == [Match(3, 3.0), Match(4, 4.0)]
+@pytest.mark.parametrize(("prompt", "tokens"), [((1, 2, 3, 4, 0, 0), 4), ((1, 2, 3, 5, 6, 7), 6)])
+def test_of_blocks_of_several_sizes_the_best_match_counts(router: Router, prompt: list[int], tokens: int) -> None:
+    router.apply(Change(depot=1, model="model", events=[stored(1, 2, 3, 5, 6, 7, block_size=3)]))
+    assert router.matches(Prompt(prompt))[1] == Match(tokens, float(tokens))
 
 
 @pytest.mark.parametrize("condition", [Condition.BEGINS_ANEW, Condition.IS_GONE])
