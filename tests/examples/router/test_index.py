@@ -100,6 +100,7 @@ def test_blocks_of_several_sizes_follow_each_other() -> None:
     index = index_of(stored((1,)), longer)
     assert index.match(Prompt([1, 0, 2, 0, 1, 7])) == Match(5, 3.5)
     assert index.match(Prompt([1, 0, 2, 0, 2, 7])) == Match(2, 2.0)
+    assert index.match(Prompt([1, 0])) == Match(2, 2.0)  # the rest is no block of three
 
 
 def test_adapters_share_nothing() -> None:

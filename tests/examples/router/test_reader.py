@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -183,6 +184,33 @@ def test_a_picture_that_never_gets_whole_is_forgotten(publisher: KvPublisher) ->
     with reading(publisher) as readout:
         readout.until(lambda: readout.has(1))
         readout.until(lambda: readout.conditions == [Condition.BEGINS_ANEW])
+        assert readout.has()
+
+
+def test_a_pause_of_the_reader_is_no_silence_of_a_depot(
+    publisher: KvPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause_seconds = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + pause_seconds)
+    monkeypatch.setattr("examples.router.connection.time", clock)
+    with reading(publisher) as readout:
+        readout.until(lambda: readout.router.num_answering == 1)
+        pause_seconds = 100.0
+        asked = publisher.num_requests
+        wait_until(lambda: publisher.num_requests > asked)
+        publisher.publish(stored(1))
+        readout.until(lambda: readout.has(1))
+        assert readout.conditions == [Condition.ANSWERS]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_reader_that_fails_leaves_no_old_picture(publisher: KvPublisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher.publish(stored(1))
+    with reading(publisher) as readout:
+        readout.until(lambda: readout.has(1) and readout.router.num_answering == 1)
+        monkeypatch.setattr("examples.router.reader.decode_batch", None)
+        publisher.publish(stored(2))
+        readout.until(lambda: readout.router.num_answering == 0)
         assert readout.has()
 
 
