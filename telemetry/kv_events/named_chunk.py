@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntFlag, StrEnum
+from enum import IntEnum, StrEnum
 
 from telemetry.kv_events.hashes import PackedHashes
 
 
-class Medium(IntFlag):
+class Medium(IntEnum):
     """Where chunks are, from fast to slow. A reader sees the names of `MEDIUM_NAMES`."""
 
     L1 = 1

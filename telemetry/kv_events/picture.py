@@ -107,7 +107,7 @@ class Picture:
             chunk.replaced_hashes, told = None, 0
         where = self._where(chunk)
         held = where & ALL_MEDIA
-        for medium in MEDIUM_NAMES:
+        for medium in MEDIUM_NAMES if held != told else ():
             if held & ~told & medium:
                 self._outbox.stored(chunk, medium)
             elif told & ~held & medium:

@@ -114,7 +114,7 @@ class Sockets:
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
-            raise CannotPublish(f"{address}: {error.strerror}") from error
+            raise CannotPublish(f"{address}: {zmq.strerror(error.errno or 0)}") from error
         bound = socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(bound, bytes)
         return socket, bound.rstrip(b"\0").decode()

@@ -37,6 +37,7 @@ class Request:
     lora_request: Any = None
     trace_headers: dict[str, str] | None = None
     prompt_embeds: Any = None
+    mm_features: Any = None
     kv_transfer_params: Any = None
     block_size: int = BLOCK
 

@@ -28,6 +28,7 @@ from service.tiers.record import Owner
 from service.tiers.snapshot import TierState
 from service.tiers.tier import Tier
 from service.tiers.traffic.accounts import Accounts
+from telemetry.events import ChunksRemoved
 from tests.fakes.tiers import BIT, OWNER, EventList, SmallL1, expected, key_of
 from tests.fakes.waiting import eventually
 
@@ -36,6 +37,7 @@ class DiskTierUnderTest:
     """A disk tier that runs."""
 
     def __init__(self, folder: Path, l1: SmallL1, options: str = "") -> None:
+        self.bus = EventList()
         address = TierAddress.parse(f"disk://{folder}?size=16MiB{options}")
         self.l1 = l1
         self.index = DiskIndex(DiskLayout.of(address))
@@ -52,7 +54,7 @@ class DiskTierUnderTest:
             BIT,
             l1=l1.index,
             index=self.index,
-            bus=EventList(),
+            bus=self.bus,
             run_steps=Slices().run,
             on_corrupt=lambda chunk: None,
             limits=TierLimits(read_workers=1, write_workers=1),
@@ -116,6 +118,10 @@ async def test_a_full_disk_has_the_chunks_that_were_written_last(tmp_path: Path)
             await test.written([chunk])
             test.l1.remove(chunk)
         assert test.tier.snapshot().num_evicted > 10
+        reported = [key for event in test.bus.of(ChunksRemoved) for key in event.keys]
+        assert {event.reason for event in test.bus.of(ChunksRemoved)} == {"evicted"}
+        keys = [key_of(number) for number in range(40)]
+        assert [key for key in keys if key not in reported] == [key for key in keys if test.tier.holds(key)]
         assert await test.load(39, num_bytes) == (LoadEnd.ARRIVED, expected(39, num_bytes))
         assert (await test.load(0, num_bytes))[0] is LoadEnd.ABSENT
 

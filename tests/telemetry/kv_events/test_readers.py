@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -115,6 +116,7 @@ class Routers(RuleBasedStateMachine):
             Batches(Wire(as_maps=True), self.readers),
             shared_tiers=frozenset({"shared"}),
             min_retell_seconds=0.0,
+            clock=itertools.count().__next__,  # each slice is over after one step
         )
         self.waiting: list[Event] = []
         self.dropped: dict[str, int] = {}

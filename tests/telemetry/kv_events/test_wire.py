@@ -164,7 +164,8 @@ def test_a_recorded_batch_stays_as_it_is() -> None:
 
 
 @pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="vLLM is not installed in .venv-vllm")
-@pytest.mark.timeout(110)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_real_vllm_decodes_every_event() -> None:
     wire = Wire(as_maps=True)
     whole = [wire.stored(chunk(as_ints=False, adapter="lora", parent_name=b"", cache_salt="x"), Medium.DISK)]
@@ -179,7 +180,7 @@ def test_real_vllm_decodes_every_event() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=580,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     first, second = map(msgspec.json.decode, result.stdout.splitlines()[-2:])

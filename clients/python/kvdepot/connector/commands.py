@@ -5,6 +5,7 @@ The engine pickles both between its own processes.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -62,7 +63,8 @@ class LoadCommand(TransferCommand):
 class StoreCommand(TransferCommand):
     """Store the whole chunks of a prefix from `start_token` on. `tables` cover the tokens from there.
 
-    `will_continue` is described at `RequestTraits`.
+    `will_continue` is described at `RequestTraits`. `token_ids` are those of the whole prefix if the depot wants them,
+    else empty.
     """
 
     chunk_hashes: list[bytes]
@@ -71,16 +73,19 @@ class StoreCommand(TransferCommand):
     adapter: str
     start_token: int
     will_continue: bool | None = None
+    token_ids: array[int] = field(default_factory=lambda: array("I"))
 
     @property
     def prefix(self) -> Prefix:
         """The prefix from token 0, by the hash of each chunk's last block."""
-        return Prefix(
+        prefix = Prefix(
             block_hashes=self.chunk_hashes,
             hash_block_size=self.chunk_size,
             cache_salt=self.cache_salt,
             adapter=self.adapter,
         )
+        prefix.token_ids.extend(self.token_ids)
+        return prefix
 
 
 @dataclass(slots=True)
@@ -99,13 +104,14 @@ class WorkerReport:
     `done[transfer_id]` counts such workers. `failed` transfers have not loaded or stored all of their tokens. Of a load
     in `partial`, the worker that has loaded the fewest tokens has so many; their blocks are right, from token 0 on.
     `chunk_sizes[worker_index]` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
-    first step and when it changes.
+    first step and when it changes. With it, the report says whether the depot wants tokens; None: it does not say.
     """
 
     done: Counter[int] = field(default_factory=Counter)
     failed: set[int] = field(default_factory=set)
     partial: dict[int, int] = field(default_factory=dict)
     chunk_sizes: dict[int, int] = field(default_factory=dict)
+    wants_token_ids: bool | None = None
 
     def aggregate(self, other: WorkerReport) -> WorkerReport:
         """Return both reports as one. The other's chunk sizes are the later ones."""
@@ -114,4 +120,5 @@ class WorkerReport:
             failed=self.failed | other.failed,
             partial={**self.partial, **{key: min(self.partial.get(key, n), n) for key, n in other.partial.items()}},
             chunk_sizes={**self.chunk_sizes, **other.chunk_sizes},
+            wants_token_ids=self.wants_token_ids if other.wants_token_ids is None else other.wants_token_ids,
         )

@@ -42,7 +42,8 @@ class Adapter(Protocol):
 class RequestTraits:
     """The properties of a request that never change.
 
-    `will_continue`: its prompt is likely to come again soon with more tokens. None: the request does not say.
+    `has_only_tokens`: its KV comes from its tokens alone, without images. `will_continue`: its prompt is
+    likely to come again soon with more tokens. None: the request does not say.
     """
 
     cache_salt: str = ""
@@ -50,6 +51,7 @@ class RequestTraits:
     adapter: Adapter | None = None
     may_load: bool = True
     has_token_ids: bool = True
+    has_only_tokens: bool = True
     will_continue: bool | None = None
 
 

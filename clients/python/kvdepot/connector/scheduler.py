@@ -174,6 +174,8 @@ class ConnectorScheduler:
             if transfer.is_load and not transfer.failed and transfer.state.may_store:
                 transfer.state.may_load = True  # it may load again after a preemption
             self._end_session(transfer.state)
+        if report.wants_token_ids is not None:
+            self._workers.wants_token_ids = report.wants_token_ids
         if report.chunk_sizes:
             self._workers.update(report.chunk_sizes)
             for state in self._requests.values():  # the new attachment may be to another depot, and that one empty
@@ -274,6 +276,7 @@ class ConnectorScheduler:
                 adapter=state.adapter_identity,
                 start_token=start,
                 will_continue=state.traits.will_continue,
+                token_ids=self._prefixes.tokens(state, end),
                 tables=stored,
                 traceparent=state.traits.traceparent,
             )

@@ -121,7 +121,8 @@ class ConnectorWorker:
             logger.exception("the connection to the depot failed")
             raise
 
-    def _set_chunk_size(self, chunk_size: int) -> None:
+    def _set_chunk_size(self, chunk_size: int, *, wants_token_ids: bool) -> None:
+        self.results.wants_token_ids = wants_token_ids  # first: the engine's thread reports it with the size
         self.results.chunk_size = chunk_size
         if chunk_size:
             self._first_attachment.set()

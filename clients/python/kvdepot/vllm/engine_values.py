@@ -41,6 +41,7 @@ def request_traits(request: Any, adapters: Adapters) -> RequestTraits:
         adapter=adapters.of_request(request.lora_request),
         may_load=not request.skip_reading_prefix_cache,
         has_token_ids=request.prompt_embeds is None,
+        has_only_tokens=not getattr(request, "mm_features", None),
         will_continue=_will_continue(getattr(request, "kv_transfer_params", None)),
     )
 
