@@ -104,7 +104,7 @@ class Connection:
     def _connect(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.set_hwm(MAX_WAITING_MESSAGES)
-        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is sent, nor waits, while there is no connection
+        # Not ZMQ_IMMEDIATE: with it, libzmq aborts the process if a connection ends between two frames of a message.
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1_000)
         socket.connect(endpoint)
         return socket
