@@ -11,6 +11,8 @@ from kvdepot.connector.cache_groups import CacheGroup
 class SchedulerSettings:
     """The settings that the engine's start fixes. `hash_block_size` is how many tokens each block hash covers.
 
+    `training_run` and `reset_means_new_weights` are described at `ConnectorConfig`.
+
     `prefill_tokens_per_second` is 0 if it is measured. The engine schedules at most `steps_ahead` steps while one runs.
     """
 
@@ -25,6 +27,8 @@ class SchedulerSettings:
     longest_transfer_seconds: float
     prefill_tokens_per_second: float
     steps_ahead: int
+    training_run: str = ""
+    reset_means_new_weights: bool = True
 
     @property
     def may_load_partially(self) -> bool:

@@ -464,6 +464,7 @@ class AttachInstanceResponse(_message.Message):
     DEPOT_INCARNATION_FIELD_NUMBER: _builtins.int
     ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
     WANTS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    OTHER_BLOCK_HASH_SEEDS_FIELD_NUMBER: _builtins.int
     chunk_size: _builtins.int
     """Tokens per chunk of this instance."""
     chunk_bytes: _builtins.int
@@ -486,6 +487,13 @@ class AttachInstanceResponse(_message.Message):
     """The depot publishes KV events to routers, which need tokens. So a prefix with block_hashes should have token_ids,
     too, in Store.
     """
+    @_builtins.property
+    def other_block_hash_seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Values of block_hash_seed, other than the rank's own, under which the caller's tenant has chunks that would be this
+        rank's, or under which a rank like it is attached. This rank never finds those chunks: its engine hashes blocks
+        differently. At most 8, sorted.
+        """
+
     def __init__(
         self,
         *,
@@ -497,10 +505,11 @@ class AttachInstanceResponse(_message.Message):
         depot_incarnation: _builtins.str = ...,
         adopted_chunks: _builtins.int = ...,
         wants_token_ids: _builtins.bool = ...,
+        other_block_hash_seeds: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_chunks", b"adopted_chunks", "chunk_bytes", b"chunk_bytes", "chunk_size", b"chunk_size", "depot_incarnation", b"depot_incarnation", "notice", b"notice", "server_version", b"server_version", "transfer_backend", b"transfer_backend", "wants_token_ids", b"wants_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_chunks", b"adopted_chunks", "chunk_bytes", b"chunk_bytes", "chunk_size", b"chunk_size", "depot_incarnation", b"depot_incarnation", "notice", b"notice", "other_block_hash_seeds", b"other_block_hash_seeds", "server_version", b"server_version", "transfer_backend", b"transfer_backend", "wants_token_ids", b"wants_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

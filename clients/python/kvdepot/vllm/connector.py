@@ -29,12 +29,12 @@ from kvdepot.connector.scheduler_client import SchedulerClient
 from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.connector.worker import ConnectorWorker
 from kvdepot.vllm.adapters import Adapters
+from kvdepot.vllm.engine_changes import follow_engine
 from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
 from kvdepot.vllm.groups import cache_groups
 from kvdepot.vllm.memory import share
 from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
 from kvdepot.vllm.model_revision import model_revision
-from kvdepot.vllm.resets import listen_for_resets
 from kvdepot.vllm.support import block_hash_seed, check_engine, warn_of_hashes
 from kvdepot.vllm.weights import EngineProcess, process_start
 
@@ -82,9 +82,10 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             has_all_layers=parallel.pipeline_parallel_size == 1,
         )
         num_replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
+        hash_block_size = kv_cache_config.hash_block_size or cache_groups(kv_cache_config)[0].block_size
         if self._is_scheduler:
             warn_of_hashes(vllm_config, os.environ)
-            self._make_scheduler(model_name, num_replicas)
+            self._make_scheduler(model_name, num_replicas, hash_block_size)
         else:
             self._worker = ConnectorWorker(
                 self._config,
@@ -98,7 +99,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
                         ),
                         configured=self._config.model_revision,
                     ),
-                    block_hash_seed=block_hash_seed(vllm_config, os.environ),
+                    block_hash_seed=block_hash_seed(vllm_config, os.environ, hash_block_size),
                 ),
                 worker_id(transfer.engine_id, parallel.rank, parallel.world_size, num_replicas),
                 parallel.rank,
@@ -106,11 +107,11 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
                 _recorded_event,
             )
 
-    def _make_scheduler(self, model_name: str, num_replicas: int) -> None:
+    def _make_scheduler(self, model_name: str, num_replicas: int, hash_block_size: int) -> None:
         config, transfer, kv_cache_config = self._config, self._kv_transfer_config, self._kv_cache_config
         groups = cache_groups(kv_cache_config)
         settings = SchedulerSettings(
-            hash_block_size=kv_cache_config.hash_block_size or groups[0].block_size,
+            hash_block_size=hash_block_size,
             groups=groups,
             num_blocks=kv_cache_config.num_blocks,
             num_workers=self._vllm_config.parallel_config.world_size,
@@ -120,6 +121,8 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             lease_hold_seconds=config.lease_hold_seconds,
             longest_transfer_seconds=max(config.retrieve_timeout_seconds, config.store_timeout_seconds),
             prefill_tokens_per_second=config.prefill_tokens_per_second,
+            training_run=config.training_run,
+            reset_means_new_weights=config.reset_means_new_weights,
             steps_ahead=self._vllm_config.parallel_config.pipeline_parallel_size,  # also with asynchronous scheduling
         )
         reported = reported_group(groups)
@@ -144,17 +147,8 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
 
     def bind_kv_cache_manager(self, kv_cache_manager: KVCacheManager) -> None:
         super().bind_kv_cache_manager(kv_cache_manager)
-        if not self._is_scheduler:
-            return
-        from vllm.v1.core.sched.scheduler import Scheduler
-
-        scheduler, adapters = self._scheduler, self._adapters
-
-        def emptied() -> None:
-            scheduler.engine_cache_emptied()
-            adapters.engine_cache_emptied()
-
-        listen_for_resets(Scheduler, kv_cache_manager, on_reset=scheduler.reset, on_emptied=emptied)
+        if self._is_scheduler:
+            follow_engine(kv_cache_manager, self._scheduler, self._adapters)
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
         if self._is_scheduler:
