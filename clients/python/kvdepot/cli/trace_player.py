@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -55,7 +55,7 @@ class Replayed:
 async def replay_trace(
     addresses: Sequence[str],
     requests: Sequence[HashIds],
-    routes: Sequence[int],
+    routes: Iterable[int],
     *,
     l1_chunks: int,
     concurrency: int,
@@ -65,8 +65,9 @@ async def replay_trace(
 ) -> Replayed:
     """Play every request, `concurrency` of them at a time, to depots with an L1 of `l1_chunks` each.
 
-    `routes` has the place of each request's depot in `addresses`. `outputs[request]` has the blocks that a request
-    stores behind its prompt; it may be empty for all. A request ends when the tiers have what it gave them.
+    `routes` has the place of each request's depot in `addresses`. With a `concurrency` of 1, each is taken when the
+    request before has ended. `outputs[request]` has the blocks that a request stores behind its prompt; it may be empty
+    for all. A request ends when the tiers have what it gave them.
 
     Raises: ReplayFailed, DepotError.
     """
@@ -120,7 +121,7 @@ class _Player:
         nodes: Sequence[Node],
         requests: Sequence[HashIds],
         outputs: Sequence[HashIds],
-        routes: Sequence[int],
+        routes: Iterable[int],
         block_tokens: int,
         on_request: Callable[[], None],
     ) -> None:
