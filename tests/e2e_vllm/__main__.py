@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, damages, identities, model, progress, restarts, windows
+from tests.e2e_vllm import cases, damages, identities, model, progress, reporting, restarts, windows
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -52,6 +52,10 @@ WITH_ENGINES_OF_THEIR_OWN = [
     identities.retrained_adapter,
     identities.random_hashes,
     identities.among_other_connectors,
+    reporting.statistics,
+    reporting.kv_events,
+    reporting.request_parameters,
+    reporting.prompts_only,
 ]
 
 

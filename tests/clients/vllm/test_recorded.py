@@ -18,6 +18,7 @@ import pytest
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, WorkerReport
 from kvdepot.connector.lookups import PendingLookup
+from kvdepot.connector.request_limits import RequestParameters
 from kvdepot.connector.scheduler import ConnectorScheduler
 from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.v1.cache_pb2 import Prefix
@@ -38,6 +39,7 @@ class RecordedRequest:
     request_id: str
     num_tokens: int = 0
     num_computed_tokens: int = 0
+    num_prompt_tokens: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     skip_reading_prefix_cache: bool = False
     cache_salt: str | None = None
@@ -89,7 +91,7 @@ class Replay:
             SchedulerSettings(**{**settings, **waits, "groups": groups}),
             self.lookup_client,
             None,
-            lambda request: request_traits(request, Adapters()),
+            lambda request: request_traits(request, Adapters(), RequestParameters()),
         )
         self.scheduler.bind(VllmBlockReferences(self.pool))
         self.requests: dict[str, RecordedRequest] = {}

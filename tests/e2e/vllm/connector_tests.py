@@ -21,7 +21,7 @@ from kvdepot.v1.admin_pb2 import Instance
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse, Miss, RetrieveResponse
 from kvdepot.vllm import KvdepotConnector
 from kvdepot.vllm.adapters import VALID_SECONDS
-from kvdepot.vllm.connector import ReportMetadata
+from kvdepot.vllm.metadata import ReportMetadata
 from kvdepot.vllm.support import Unsupported
 from tests.e2e.vllm.stub_engine import StubEngine, config_of
 from tests.fakes.depot import FakeDepot

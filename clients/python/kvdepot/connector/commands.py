@@ -6,6 +6,7 @@ The engine pickles both between its own processes.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvdepot.v1.cache_pb2 import Prefix
@@ -92,6 +93,37 @@ class StepCommands:
 
 
 @dataclass(slots=True, kw_only=True)
+class TransferOutcome:
+    """What became of a transfer at some workers, for statistics only.
+
+    `num_bytes` were copied, by all of these workers together. `seconds` is how long the slowest one's call took. The
+    three counts are of a store's tokens: copied, in the depot already, refused. `reason` is empty if nothing failed.
+    """
+
+    num_bytes: int = 0
+    seconds: float = 0.0
+    stored_tokens: int = 0
+    resident_tokens: int = 0
+    refused_tokens: int = 0
+    reason: str = ""
+
+    def aggregate(self, other: TransferOutcome) -> TransferOutcome:
+        """Return both as one. Each worker moves its own part of the same tokens."""
+        return TransferOutcome(
+            num_bytes=self.num_bytes + other.num_bytes,
+            seconds=max(self.seconds, other.seconds),
+            stored_tokens=max(self.stored_tokens, other.stored_tokens),
+            resident_tokens=min(self.resident_tokens, other.resident_tokens),
+            refused_tokens=max(self.refused_tokens, other.refused_tokens),
+            reason=self.reason or other.reason,
+        )
+
+
+Outcomes = Mapping[int, TransferOutcome]
+"""Outcomes by transfer."""
+
+
+@dataclass(slots=True, kw_only=True)
 class WorkerReport:
     """The report of workers about the time since the step before.
 
@@ -99,13 +131,14 @@ class WorkerReport:
     `done[transfer_id]` counts such workers. `failed` transfers have not loaded or stored all of their tokens. Of a load
     in `partial`, the worker that has loaded the fewest tokens has so many; their blocks are right, from token 0 on.
     `chunk_sizes[worker_index]` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
-    first step and when it changes.
+    first step and when it changes. `outcomes` has each transfer of this time that a worker has sent or refused.
     """
 
     done: Counter[int] = field(default_factory=Counter)
     failed: set[int] = field(default_factory=set)
     partial: dict[int, int] = field(default_factory=dict)
     chunk_sizes: dict[int, int] = field(default_factory=dict)
+    outcomes: dict[int, TransferOutcome] = field(default_factory=dict)
 
     def aggregate(self, other: WorkerReport) -> WorkerReport:
         """Return both reports as one. The other's chunk sizes are the later ones."""
@@ -114,4 +147,11 @@ class WorkerReport:
             failed=self.failed | other.failed,
             partial={**self.partial, **{key: min(self.partial.get(key, n), n) for key, n in other.partial.items()}},
             chunk_sizes={**self.chunk_sizes, **other.chunk_sizes},
+            outcomes=aggregated(self.outcomes, other.outcomes),
         )
+
+
+def aggregated(outcomes: Outcomes, others: Outcomes) -> dict[int, TransferOutcome]:
+    """Return the outcomes of both, by transfer."""
+    both = {key: outcomes[key].aggregate(other) for key, other in others.items() if key in outcomes}
+    return {**outcomes, **others, **both}

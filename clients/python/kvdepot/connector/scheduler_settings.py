@@ -12,6 +12,8 @@ class SchedulerSettings:
     """The settings that the engine's start fixes. `hash_block_size` is how many tokens each block hash covers.
 
     `prefill_tokens_per_second` is 0 if it is measured. The engine schedules at most `steps_ahead` steps while one runs.
+    With `stores_prompts_only`, no generated token is stored. With `publishes_blocks`, the engine publishes which blocks
+    it has stored.
     """
 
     hash_block_size: int
@@ -25,6 +27,8 @@ class SchedulerSettings:
     longest_transfer_seconds: float
     prefill_tokens_per_second: float
     steps_ahead: int
+    stores_prompts_only: bool = False
+    publishes_blocks: bool = False
 
     @property
     def may_load_partially(self) -> bool:
