@@ -76,6 +76,7 @@ CONTRACT = ("kvdepot.v1", "kvdepot.wire")  # the generated messages, and the one
 SHARED_WITH_CLIENT = ("kvdepot.memory.available", "kvdepot.timeline", "kvdepot.quantiles", "kvdepot.version")
 PROGRAMS = ("*/__main__.py", "kvdepot/cli/app.py")
 CONNECTOR = "kvdepot/vllm/connector.py"  # vLLM alone imports it
+NEED_VLLM = (CONNECTOR, *(f"kvdepot/vllm/{name}.py" for name in ("kv_events", "metadata", "metrics")))
 
 
 def modules() -> dict[str, ast.Module]:
@@ -217,6 +218,7 @@ def test_the_service_imports_the_lower_packages_and_the_contract() -> None:
 
 def test_the_connector_imports_no_engine() -> None:
     assert faults("kvdepot/connector/*", forbidden=("kvdepot.vllm", "vllm")) == []
+    assert faults(*others(*NEED_VLLM), forbidden=("vllm",)) == []
 
 
 def test_only_servicers_and_commands_see_messages() -> None:
@@ -264,7 +266,7 @@ print(json.dumps({
 
 def names(package: str) -> list[str]:
     """Return the modules of a package, without the command line and the connector, which programs use."""
-    paths = [path for path in MODULES if path.startswith(f"{package}/") and not matches(path, *PROGRAMS, CONNECTOR)]
+    paths = [path for path in MODULES if path.startswith(f"{package}/") and not matches(path, *PROGRAMS, *NEED_VLLM)]
     return [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
 
 

@@ -53,8 +53,8 @@ WITH_ENGINES_OF_THEIR_OWN = [
     identities.random_hashes,
     identities.among_other_connectors,
     reporting.statistics,
+    reporting.statistics_of_several,
     reporting.kv_events,
-    reporting.request_parameters,
     reporting.prompts_only,
 ]
 

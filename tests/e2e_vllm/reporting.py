@@ -18,7 +18,6 @@ from tests.e2e_vllm.engines import Engine
 PROMPT = tokens_of(800, 1000)
 CHUNKS = whole_chunks(1000)
 SERIES = re.compile(r"^vllm:(?P<name>\w+)\{(?P<labels>.*)\} (?P<value>\S+)$", re.MULTILINE)
-EVENTS = "tcp://127.0.0.1:{port}"
 
 
 async def metrics_of(engine: Engine) -> dict[tuple[str, ...], float]:
@@ -33,44 +32,78 @@ async def metrics_of(engine: Engine) -> dict[tuple[str, ...], float]:
 
 
 async def statistics(proof: Proof) -> str:
-    """vLLM's metrics and its log have the connector's loads, stores and lookups, also within a MultiConnector."""
-    ours, other = proof.transfer("KvdepotConnector"), proof.transfer("OtherConnector", "tests.e2e_vllm.other")
-    multi = {
+    """vLLM's metrics and its log have the connector's loads, stores and lookups; requests limit both."""
+    async with proof.engine("counted") as engine:
+        line = await _counted(proof, engine, "counted")
+        cached = await _limited(proof, engine)
+    return f"tokens, bytes, times and lookups on /metrics; the log: {line}; cached {cached} of 1000 with limits"
+
+
+async def statistics_of_several(proof: Proof) -> str:
+    """The same within a MultiConnector."""
+    connectors = [proof.transfer("KvdepotConnector"), proof.transfer("OtherConnector", "tests.e2e_vllm.other")]
+    transfer = {
         "kv_connector": "MultiConnector",
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"connectors": [ours, other]},
+        "kv_connector_extra_config": {"connectors": connectors},
     }
-    lines = []
-    for name, options in (("counted", {}), ("counted-multi", {"kv_transfer_config": multi})):
+    async with proof.engine("counted-multi", kv_transfer_config=transfer) as engine:
+        return f"the same; the log: {await _counted(proof, engine, 'counted-multi')}"
+
+
+async def _counted(proof: Proof, engine: Engine, name: str) -> str:
+    """Compute, store and load a prompt. Return the line of vLLM's log."""
+    async with proof.depot() as depot:
+        await depot.clear_cache()
+    await engine.generate(PROMPT)
+    await proof.until_quiet()
+    await proof.forget_locally(engine)
+    assert (await engine.generate(PROMPT)).cached == CHUNKS
+    await proof.until_quiet()
+    await engine.generate(tokens_of(801, 40), 2)  # the step that reports the end of the load
+    found = await metrics_of(engine)
+    assert found["kvdepot_tokens_total", "store"] == CHUNKS, found
+    assert found["kvdepot_tokens_total", "load"] == CHUNKS, found
+    assert found["kvdepot_bytes_total", "load"] == found["kvdepot_bytes_total", "store"] > 0
+    assert found["kvdepot_transfer_seconds_count", "load"] == 1
+    assert found["kvdepot_lookups_total", "hit"] == found["kvdepot_lookups_total", "miss"] == 1
+    assert found["kvdepot_lookup_wait_seconds_count",] == 2
+    assert found["kvdepot_attached_workers",] == 1
+    assert found["prompt_tokens_cached_by_source_total", "host"] == CHUNKS
+    lines = re.findall(r"KV Transfer metrics: (.*)", (proof.folder / f"{name}.log").read_text())
+    assert "loaded tokens" in lines[-1], lines
+    return str(lines[-1])
+
+
+async def _limited(proof: Proof, engine: Engine) -> list[int]:
+    """Let requests limit their stores and loads. A wrong value is ignored, with a warning."""
+    cached = []
+
+    async def run(**params: Any) -> int:
+        named = {f"kvdepot.{name}": value for name, value in params.items()}
+        answer = await engine.generate(tokens_of(810, 1000), 1, kv_transfer_params=named)
+        await proof.until_quiet()
+        await proof.forget_locally(engine)
+        assert not answer.error, answer.error
+        return answer.cached
+
+    for first, second in (
+        ({"store": False}, {}),
+        ({"max_store_tokens": 600}, {}),
+        ({}, {"load": False}),
+        ({}, {"max_load_tokens": 600}),
+        ({"store": "no"}, {"max_load_tokens": -1}),
+    ):
         async with proof.depot() as depot:
             await depot.clear_cache()
-        async with proof.engine(name, **options) as engine:
-            await engine.generate(PROMPT)
-            await proof.until_quiet()
-            await proof.forget_locally(engine)
-            assert (await engine.generate(PROMPT)).cached == CHUNKS
-            await proof.until_quiet()
-            await engine.generate(tokens_of(801, 40), 2)  # the step that reports the end of the load
-            found = await metrics_of(engine)
-        assert found["kvdepot_tokens_total", "store"] == CHUNKS, found
-        assert found["kvdepot_tokens_total", "load"] == CHUNKS, found
-        assert found["kvdepot_bytes_total", "load"] == found["kvdepot_bytes_total", "store"] > 0
-        assert found["kvdepot_transfer_seconds_count", "load"] == 1
-        assert found["kvdepot_lookups_total", "hit"] == found["kvdepot_lookups_total", "miss"] == 1
-        assert found["kvdepot_lookup_wait_seconds_count",] == 2
-        assert found["kvdepot_attached_workers",] == 1
-        assert found["prompt_tokens_cached_by_source_total", "host"] == CHUNKS
-        log = (proof.folder / f"{name}.log").read_text()
-        (line,) = re.findall(r"KV Transfer metrics: (.*)", log)[-1:]
-        assert "loaded tokens" in line, line
-        lines.append(line)
-    return f"tokens, bytes, times and lookups on /metrics; the log: {lines[0]}"
-
-
-async def hits_from_disk(proof: Proof) -> str:
-    """What comes from a tier behind the depot's memory counts as a hit of the disk."""
-    raise NotImplementedError
+        await run(**first)
+        cached.append(await run(**second))
+    assert cached == [0, 2 * CHUNK_SIZE, 0, 2 * CHUNK_SIZE, CHUNKS], cached
+    log = (proof.folder / "counted.log").read_text()
+    assert log.count("a request's kvdepot.store is ignored") == 1
+    assert log.count("a request's kvdepot.max_load_tokens is ignored") == 1
+    return cached
 
 
 @asynccontextmanager
@@ -136,49 +169,16 @@ async def kv_events(proof: Proof) -> str:
     return f"{len(hashes)} blocks published as stored in {len(stored)} events, and removed after a lookup missed them"
 
 
-async def request_parameters(proof: Proof) -> str:
-    """A request limits its own loads and stores. A wrong value is ignored, with a warning."""
-    cached = []
-    async with proof.engine("limited") as engine, proof.depot() as depot:
-
-        async def run(seed: int, **params: Any) -> int:
-            prompt = tokens_of(seed, 1000)
-            named = {f"kvdepot.{name}": value for name, value in params.items()}
-            answer = await engine.generate(prompt, 1, kv_transfer_params=named)
-            await proof.until_quiet()
-            await proof.forget_locally(engine)
-            assert not answer.error, answer.error
-            return answer.cached
-
-        for first, second in (
-            ({"store": False}, {}),
-            ({"max_store_tokens": 600}, {}),
-            ({}, {"load": False}),
-            ({}, {"max_load_tokens": 600}),
-            ({"store": "no"}, {"max_load_tokens": -1}),
-        ):
-            await depot.clear_cache()
-            await run(810, **first)
-            cached.append(await run(810, **second))
-    log = (proof.folder / "limited.log").read_text()
-    assert cached == [0, 2 * CHUNK_SIZE, 0, 2 * CHUNK_SIZE, CHUNKS], cached
-    assert log.count("a request's kvdepot.store is ignored") == 1
-    assert log.count("a request's kvdepot.max_load_tokens is ignored") == 1
-    return f"cached {cached} of 1000 with limits of stores and loads, and with wrong values"
-
-
 async def prompts_only(proof: Proof) -> str:
     """With the setting, a generated answer is not stored."""
-    cached = []
-    for only in (False, True):
-        async with proof.depot() as depot:
-            await depot.clear_cache()
-        transfer = proof.transfer("KvdepotConnector")
-        transfer["kv_connector_extra_config"]["kvdepot.store_prompts_only"] = only
-        async with proof.engine(f"prompts-only-{only}", kv_transfer_config=transfer) as engine:
-            answer = await engine.generate(PROMPT[:300], 300)
-            await proof.until_quiet()
-            await proof.forget_locally(engine)
-            cached.append((await engine.generate(PROMPT[:300] + answer.tokens, 1)).cached)
-    assert cached == [2 * CHUNK_SIZE, CHUNK_SIZE], cached
-    return f"of 300 tokens and an answer of 300, {cached[1]} are found; {cached[0]} without the setting"
+    async with proof.depot() as depot:
+        await depot.clear_cache()
+    transfer = proof.transfer("KvdepotConnector")
+    transfer["kv_connector_extra_config"]["kvdepot.store_prompts_only"] = True
+    async with proof.engine("prompts-only", kv_transfer_config=transfer) as engine:
+        answer = await engine.generate(PROMPT[:300], 300)
+        await proof.until_quiet()
+        await proof.forget_locally(engine)
+        cached = (await engine.generate(PROMPT[:300] + answer.tokens, 1)).cached
+    assert cached == CHUNK_SIZE, cached
+    return f"of a prompt of 300 tokens and an answer of 300, {cached} are found"
