@@ -22,7 +22,7 @@ class KvdepotStats(KVConnectorStats):
         return Snapshot(self.data)
 
     def reset(self) -> None:
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         self.snapshot.merge(Snapshot(other.data))
