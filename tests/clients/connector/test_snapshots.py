@@ -29,8 +29,8 @@ def test_histogram_that_observes_a_snapshot_is_the_one_that_observed_the_values(
 ) -> None:
     snapshot = snapshot_of(before)
     snapshot.merge(Snapshot(json.loads(json.dumps(snapshot_of(later).values))))  # as an engine sends it
-    expected = Histogram("expected", "", buckets=SECONDS, registry=None)
-    found = Histogram("found", "", buckets=SECONDS, registry=None)
+    expected = Histogram("seconds", "", buckets=SECONDS, registry=None)
+    found = Histogram("seconds", "", buckets=SECONDS, registry=None)
     for value in before + later:
         expected.observe(value)
     for sample in snapshot.samples():
@@ -39,9 +39,10 @@ def test_histogram_that_observes_a_snapshot_is_the_one_that_observed_the_values(
             found.observe(value)
     values = [
         {
-            each.labels.get("le", each.name.partition("_")[2]): each.value
-            for each in histogram.collect()[0].samples
-            if not each.name.endswith("_created")
+            (sample.name, sample.labels.get("le")): sample.value
+            for metric in histogram.collect()
+            for sample in metric.samples
+            if not sample.name.endswith("_created")
         }
         for histogram in (expected, found)
     ]

@@ -52,11 +52,11 @@ class RequestParameters:
             max_store_tokens=0 if stores is False else max_store,
         )
 
-    def _take(self, ours: dict[str, Any], name: str, kind: type) -> Any:
+    def _take(self, ours: dict[str, Any], name: str, kind: type[bool] | type[int]) -> Any:
         """Remove a parameter; return its value, or None if it is absent or wrong."""
         key = PREFIX + name
-        value = ours.pop(key, None)
-        is_right = type(value) is kind and (kind is bool or value >= 0)
+        value: Any = ours.pop(key, None)
+        is_right = type(value) is kind and value >= 0
         if value is not None and not is_right:
             expected = "true or false" if kind is bool else "a whole number from 0 on"
             self._warn(key, f"{expected} is expected, not {value!r:.80}")
