@@ -48,8 +48,9 @@ class Player:
 
     def __init__(self, policy: PolicyName, num_chunks: int) -> None:
         self.index = Index(Pool(num_chunks * SLOT_BYTES), eviction=policy)
-        self.index.worth.chunk_tokens = BLOCK_TOKENS
-        self._stats = self.index.namespace_stats(Namespace(bytes(32)), model_name="m", cache_salt="", rank=0)
+        self._stats = self.index.namespace_stats(
+            Namespace(bytes(32)), model_name="m", cache_salt="", rank=0, chunk_size=BLOCK_TOKENS
+        )
         self._pending_write = PendingWrite(asyncio.new_event_loop().create_future())
 
     def request(self, keys: Sequence[ChunkKey]) -> int:

@@ -55,12 +55,18 @@ class GroupPlan:
 
 
 def chunk_bytes(groups: Sequence[Group], chunk_size: int) -> int:
-    """Return the bytes of one chunk: `[tokens, heads, head_bytes]` for each group, layer and kind."""
-    return chunk_size * sum(group.token_bytes for group in groups)
+    """Return the bytes of one chunk: `[tokens, heads, head_bytes]` for each group, layer and kind.
+
+    Raises: GeometryError.
+    """
+    num_bytes = chunk_size * sum(group.token_bytes for group in groups)
+    if num_bytes >= _LIMIT:
+        raise GeometryError("groups", "a chunk has 2**63 bytes or more")
+    return num_bytes
 
 
 def plan_groups(groups: Sequence[Group], chunk_size: int) -> tuple[GroupPlan, ...]:
-    """Plan groups that `check_groups` accepts and whose block sizes divide `chunk_size`."""
+    """Plan groups that `check_groups` and `chunk_bytes` accept, and whose block sizes divide `chunk_size`."""
     plans = []
     group_offset = 0
     for group in groups:
@@ -107,12 +113,11 @@ def _frozen(values: list[int], shape: tuple[int, int]) -> NDArray[np.int64]:
     return array
 
 
-def check_groups(groups: Sequence[Group], region_sizes: Sequence[int], chunk_size: int) -> None:
+def check_groups(groups: Sequence[Group], region_sizes: Sequence[int]) -> None:
     """Prove that each byte of the groups is inside its region, and that a group has no byte twice.
 
     Without regions, for a rank that sends its bytes inline, only shapes are checked. Planes of different groups may
-    share bytes: engines give one pool of blocks to several groups. The caller checks that `chunk_size` is a multiple
-    of each block size.
+    share bytes: engines give one pool of blocks to several groups.
 
     The error has the path of the first wrong value.
 
@@ -131,8 +136,6 @@ def check_groups(groups: Sequence[Group], region_sizes: Sequence[int], chunk_siz
             dims = _nested_dims(path, group)
             _check_bounds(path, group, dims, region_sizes)
             _check_disjoint(path, group, dims)
-    if chunk_bytes(groups, chunk_size) >= _LIMIT:
-        raise GeometryError("groups", "a chunk has 2**63 bytes or more")
 
 
 def _check_range(field: str, value: int, *, at_least: int) -> None:

@@ -29,7 +29,8 @@ FACTS = (Column(""), Column("", min_width=20))
 HOLDINGS = (
     Column("tenant", min_width=10),
     Column("model", min_width=10),
-    Column("revision", min_width=10, drop=1),
+    Column("revision", min_width=10, drop=2),
+    Column("tokens per chunk", right=True, drop=1),
     Column("chunks", right=True),
     Column("size", right=True),
 )
@@ -61,6 +62,7 @@ def show(
             printable(each.tenant) or "–",
             printable(each.model_name),
             printable(each.model_revision) or "–",
+            f"{each.chunk_size:,}",
             f"{each.num_chunks:,}",
             readable_size(each.num_bytes),
         ]
@@ -129,7 +131,6 @@ def _facts(contents: L1FileContents) -> list[list[Cell]]:
         ["last store", last],
         ["chunks", f"{contents.num_chunks:,}, {readable_size(contents.num_bytes)} of {readable_size(header.l1_bytes)}"],
         ["damaged records", Text(damaged, style="red") if contents.num_damaged else damaged],
-        ["tokens per chunk", f"{header.chunk_size:,}"],
         ["epoch", f"{header.cache_epoch:,}"],
         ["format", f"{header.format}"],
     ]
@@ -153,7 +154,6 @@ def _json(contents: L1FileContents) -> dict[str, object]:
         "state": header.state.name.lower() if header is not None else None,
         "is_cut_short": contents.is_cut_short,
         "l1_bytes": header.l1_bytes if header is not None else None,
-        "chunk_size": header.chunk_size if header is not None else None,
         "cache_epoch": header.cache_epoch if header is not None else None,
         "last_store_time": datetime.fromtimestamp(last, UTC).isoformat() if last else None,
         "num_chunks": contents.num_chunks,
@@ -164,6 +164,7 @@ def _json(contents: L1FileContents) -> dict[str, object]:
                 "tenant": each.tenant,
                 "model_name": each.model_name,
                 "model_revision": each.model_revision,
+                "chunk_size": each.chunk_size,
                 "num_chunks": each.num_chunks,
                 "num_bytes": each.num_bytes,
             }

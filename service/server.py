@@ -107,7 +107,7 @@ class Server:
             recorder=self._recorder,
         )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
-        self.sizing = Sizing(index.ghosts, index, limits.chunk_size)
+        self.sizing = Sizing(index.ghosts, index)
         self._zeroing = Zeroing(self.memory.index, self.memory.view)
         self._attacher = Attacher(cuda_over_tcp=settings.cuda_over_tcp)
         # RPCs

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from kernels.cuda.settings import CudaSettings
 from service.l1.arena import HugePages
 from service.l1.eviction.policy_name import PolicyName
+from service.l1.keys import MAX_CHUNK_SIZE
 from service.l1.verify import Verify
 from service.setting_types import LogFormat, LogLevel, OneOrList, Seconds, Size, Texts
 from service.tiers.address.address import TierAddress, parse_all
@@ -69,8 +70,8 @@ class Settings(BaseSettings):
         "soon, by what it costs to compute; lru: used least recently; lru2: by the last use but one; lfu: used least "
         "often",
     )
-    chunk_size: int = Field(256, ge=1, le=1 << 20)
-    """tokens per chunk"""
+    chunk_size: int = Field(256, ge=1, le=MAX_CHUNK_SIZE)
+    """tokens per chunk, of engines that ask for no other; they get the multiple of their blocks that is nearest"""
     cache_epoch: int = Field(0, ge=0, le=(1 << 63) - 1)
     """number that is part of the cache identity; raising it forgets everything that was stored before"""
     transfer_threads: int = Field(2, ge=1, le=256)

@@ -1,10 +1,14 @@
-"""Print in one line which tests a run skipped, and why."""
+"""Settings of all tests: Hypothesis has no deadlines, and a run says in one line which tests it skipped, and why."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes depends on the machine
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

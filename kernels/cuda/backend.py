@@ -69,7 +69,7 @@ class CudaBackend:
 
         Raises: GeometryError, RegionError, BackendError.
         """
-        check_groups(groups, [region.size_bytes for region in regions], chunk_size)
+        check_groups(groups, [region.size_bytes for region in regions])
         plans = plan_groups(groups, chunk_size)
         handles = _handles(regions)
         device = self._device(handles)

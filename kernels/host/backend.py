@@ -46,7 +46,7 @@ class HostBackend:
 
         Raises: GeometryError, RegionError, AccessDenied, BackendError.
         """
-        check_groups(groups, [region.size_bytes for region in regions], chunk_size)
+        check_groups(groups, [region.size_bytes for region in regions])
         if self._copy is None:
             raise BackendError(f"memory of the host can't be copied: no compiler, and {self._copy_error}")
         mapping = Mapping(regions, allow_process_fd=allow_process_fd, reserve=self._reserve)

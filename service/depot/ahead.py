@@ -16,7 +16,7 @@ async def match_ahead(depot: Depot, instance_id: str, prefix: Prefix, admit: Adm
 
     What another call is storing is not waited for.
 
-    Raises: InstanceNotFound; errors of `admit`.
+    Raises: InstanceNotFound, InvalidRequest, BlockHashSeedMissing; errors of `admit`.
     """
     num_tries = 0
     while True:

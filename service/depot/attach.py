@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 import kernels.errors
 from kernels.geometry import CudaIpc
 from kernels.plan import check_groups, chunk_bytes
+from service.depot.chunk_size import chunk_size_for
 from service.depot.depot import Depot
 from service.depot.instances import Attachment, MappedBuffer
 from service.depot.memory_objects import AttachedMemory, max_objects_of_process
@@ -17,7 +19,6 @@ from service.depot.running_transfer import stopped, to_the_end
 from service.depot.values import AttachRequest
 from service.errors import (
     BackendUnavailable,
-    ChunkSizeMismatch,
     ChunkTooLarge,
     DepotError,
     RankAttached,
@@ -74,10 +75,12 @@ class Attacher:
             RegionForbidden, BackendUnavailable, TooManyObjects.
         """
         # In a thread: it takes long to check that a thousand planes do not overlap.
-        one_chunk_bytes = await asyncio.get_running_loop().run_in_executor(self._mappers, self._check, depot, request)
+        loop = asyncio.get_running_loop()
+        chunk_size, one_chunk_bytes = await loop.run_in_executor(self._mappers, self._check, depot, request)
+        request = dataclasses.replace(request, chunk_size=chunk_size)
         rank_id = (depot.tenant, request.instance_id, request.rank)
         await self._wait_until_free(rank_id)
-        ended = self._ended[rank_id] = asyncio.get_running_loop().create_future()
+        ended = self._ended[rank_id] = loop.create_future()
         try:
             depot.instances.check_fits(request)
             buffer = await self._map(depot, request)
@@ -96,6 +99,7 @@ class Attacher:
                             request.world_size,
                             request.rank,
                             request.groups,
+                            chunk_size,
                             depot.tenant,
                             model_revision=request.model_revision,
                             block_hash_seed=request.block_hash_seed,
@@ -120,7 +124,7 @@ class Attacher:
                             await to_the_end(removed)
             finally:
                 if buffer is not None:
-                    await to_the_end(asyncio.get_running_loop().run_in_executor(self._unmappers, buffer.close))
+                    await to_the_end(loop.run_in_executor(self._unmappers, buffer.close))
         finally:
             del self._ended[rank_id]
             ended.set_result(None)
@@ -140,33 +144,27 @@ class Attacher:
         while self._ended:
             await asyncio.wait(list(self._ended.values()))
 
-    def _check(self, depot: Depot, request: AttachRequest) -> int:
-        """Check the request. Return the bytes of one chunk.
+    def _check(self, depot: Depot, request: AttachRequest) -> tuple[int, int]:
+        """Check the request. Return the tokens and the bytes of one chunk.
 
         Raises: InvalidRequest, ChunkSizeMismatch, ChunkTooLarge, RegionForbidden.
         """
-        chunk_size = depot.limits.chunk_size
         region_sizes = [region.size_bytes for region in request.regions]
         try:
-            check_groups(request.groups, region_sizes, chunk_size)
+            check_groups(request.groups, region_sizes)
+            chunk_size = chunk_size_for(request.groups, request.chunk_size, depot.limits.chunk_size)
+            one_chunk_bytes = chunk_bytes(request.groups, chunk_size)
         except kernels.errors.GeometryError as error:
             raise invalid(error.field, error.description) from error
-        for number, group in enumerate(request.groups):
-            if chunk_size % group.block_size:
-                raise ChunkSizeMismatch(
-                    f"the depot's chunk_size {chunk_size} is not a multiple of group {number}'s block_size "
-                    f"{group.block_size}"
-                )
         has_cuda = any(isinstance(region.handle, CudaIpc) for region in request.regions)
         if has_cuda and not (request.peer_is_known or self._cuda_over_tcp):
             raise RegionForbidden(
                 "a cuda_ipc handle is taken over a unix socket or from a client with a certificate; "
                 "from others with --cuda-over-tcp"
             )
-        one_chunk_bytes = chunk_bytes(request.groups, chunk_size)
         if slot_bytes_for(one_chunk_bytes) > len(depot.l1):
             raise ChunkTooLarge(f"one chunk has {one_chunk_bytes:,} bytes, all of L1 has {format_size(len(depot.l1))}")
-        return one_chunk_bytes
+        return chunk_size, one_chunk_bytes
 
     async def _wait_until_free(self, rank_id: RankId) -> None:
         try:
@@ -186,7 +184,7 @@ class Attacher:
             lambda: backend.attach(
                 request.groups,
                 request.regions,
-                depot.limits.chunk_size,
+                request.chunk_size,
                 allow_process_fd=request.peer_is_known,
             ),
         )
@@ -243,6 +241,7 @@ def _publish_attached(depot: Depot, attachment: Attachment, prefill_tokens_per_s
             model_name=attachment.model_name,
             world_size=attachment.world_size,
             rank=attachment.rank,
+            chunk_size=attachment.chunk_size,
             chunk_bytes=attachment.chunk_bytes,
             mapped_bytes=attachment.buffer.mapped_bytes if attachment.buffer is not None else 0,
             transfer_backend=attachment.transfer_backend,

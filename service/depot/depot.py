@@ -42,11 +42,14 @@ from telemetry.kinds import OperationKind, Outcome, Tier
 
 T = TypeVar("T")
 
+MAX_CHUNKS_OF_PROMPT = 1 << 18  # the keys of a prompt are in memory while it is stored
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepotLimits:
     """How large chunks are, how long things live, and what is verified.
 
+    `chunk_size` is that of engines whose blocks divide it, and that ask for no other: see `chunk_size_for`.
     `max_wait_seconds` bounds each wait for another call. `cache_epoch` is an operator's number: chunks of another epoch
     are never found. `chunks_outlive_depot` says that the process after this one may find the chunks of this one. At 0
     bytes a second there is no scrub. `max_pinned_bytes` is what the pins of the default tenant may hold of L1; others'
@@ -92,7 +95,6 @@ class Depot:
         self.limits = limits
         self.bus = bus or NullPublisher()
         self.index = index if index is not None else Index(Pool(len(l1)))
-        self.index.worth.chunk_tokens = limits.chunk_size
         self.verification = verification or Verification(limits.verify, self.index, bus)
         behind = tiers or Tiers((), WritePolicy.NONE, self.index, self.verification)
         self.tiers = behind.tiers
@@ -122,23 +124,27 @@ class Depot:
     def __repr__(self) -> str:
         return f"<Depot {self.index!r}, {len(self.leases)} leases, {len(self.sessions)} sessions>"
 
-    def check_prefix(self, prefix: Prefix, path: str = "") -> None:
-        """Check that the prefix's block hashes fit this depot's chunks.
+    def check_prefix(self, instance: Instance | Attachment, prefix: Prefix, path: str = "") -> None:
+        """Check that the prefix's block hashes fit the instance's chunks, and are good for the keys of chunks.
 
-        Raises: InvalidRequest.
+        So no chunk gets a key that another process could not compute, or could compute for other tokens.
+
+        Raises: InvalidRequest, BlockHashSeedMissing.
         """
-        if prefix.hash_block_size and self.limits.chunk_size % prefix.hash_block_size:
+        num_chunks = prefix.num_tokens // instance.chunk_size
+        if num_chunks > MAX_CHUNKS_OF_PROMPT:
+            raise invalid(
+                f"{path}prefix",
+                f"has {num_chunks} chunks of {instance.chunk_size} tokens, more than {MAX_CHUNKS_OF_PROMPT}",
+            )
+        if not prefix.hash_block_size:
+            return
+        if instance.chunk_size % prefix.hash_block_size:
             raise invalid(
                 f"{path}prefix.hash_block_size",
-                f"the depot's chunk_size {self.limits.chunk_size} is not a multiple of {prefix.hash_block_size}",
+                f"the instance's chunk_size {instance.chunk_size} is not a multiple of {prefix.hash_block_size}",
             )
-
-    def check_hash_seed(self, instance: Instance | Attachment, prefix: Prefix) -> None:
-        """Check that no chunk gets a key that another process could not compute, or could compute for other tokens.
-
-        Raises: BlockHashSeedMissing.
-        """
-        if prefix.hash_block_size and self.limits.chunks_outlive_depot and not instance.block_hash_seed:
+        if self.limits.chunks_outlive_depot and not instance.block_hash_seed:
             raise BlockHashSeedMissing(instance.instance_id)
 
     def stop(self) -> None:
@@ -149,7 +155,7 @@ class Depot:
     def namespace_stats(self, attachment: Attachment, prefix: Prefix) -> NamespaceStats:
         """Return the stats of the namespace of a rank's chunks of a prefix."""
         stats = self.index.namespace_stats(
-            attachment.identity.namespace(prefix, self.limits.chunk_size),
+            attachment.identity.namespace(prefix),
             model_name=attachment.model_name,
             cache_salt=prefix.cache_salt,
             rank=attachment.rank,
@@ -158,6 +164,7 @@ class Depot:
             world_size=attachment.world_size,
             geometry=attachment.identity.geometry,
             hash_block_size=prefix.hash_block_size,
+            chunk_size=attachment.chunk_size,
             chunk_bytes=attachment.chunk_bytes,
             model_revision=attachment.model_revision,
             block_hash_seed=attachment.block_hash_seed if prefix.hash_block_size else "",

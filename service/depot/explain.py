@@ -48,6 +48,11 @@ class OtherIdentity:
     num_chunks: int
     other_geometry: bool
 
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the prompt that are stored under it."""
+        return self.num_chunks * self.stats.chunk_size
+
 
 @dataclass(slots=True, kw_only=True)
 class Explanation:
@@ -75,9 +80,7 @@ async def explain_prefix(depot: Depot, instance_id: str, model_name: str, prefix
     Raises: InvalidRequest, InstanceNotFound, BlockHashSeedMissing.
     """
     instance = depot.instances.named(instance_id, model_name)
-    depot.check_prefix(prefix)
-    depot.check_hash_seed(instance, prefix)
-    chunk_size = depot.limits.chunk_size
+    depot.check_prefix(instance, prefix)
     pace = depot.slices.pace()
     attached = [attachment for _, attachment in sorted(instance.ranks.items())]
     by_rank = {each.rank: RankExplanation(rank=each.rank) for each in attached}
@@ -87,7 +90,7 @@ async def explain_prefix(depot: Depot, instance_id: str, model_name: str, prefix
             by_rank.get(rank, RankExplanation(rank=rank, state=ChunkState.NOT_ATTACHED))
             for rank in range(instance.world_size)
         ],
-        miss=miss_of_all(instance, prefix, chunk_size),
+        miss=miss_of_all(instance, prefix),
         remembers_since=depot.index.past.since(),
     )
     await _walk(depot, attached, prefix, explanation, pace)
@@ -101,8 +104,8 @@ async def _walk(
     depot: Depot, attached: Sequence[Attachment], prefix: Prefix, explanation: Explanation, pace: Pace
 ) -> None:
     """Look at every chunk of the prompt, of all ranks at a time."""
-    chunk_size, get = depot.limits.chunk_size, depot.index.get
-    namespaces = [each.identity.namespace(prefix, chunk_size) for each in attached]
+    chunk_size, get = explanation.instance.chunk_size, depot.index.get
+    namespaces = [each.identity.namespace(prefix) for each in attached]
     explained = [explanation.ranks[each.rank] for each in attached]
     positions_per_step = max(1, CHUNKS_PER_STEP // len(attached))
     walks = zip(*(chunk_keys(namespace, prefix, chunk_size) for namespace in namespaces), strict=True)
@@ -156,8 +159,8 @@ async def _look_elsewhere(
 
     The walks of all of them end after as many steps as L1 has chunks and namespaces.
     """
-    chunk_size = depot.limits.chunk_size
-    own_namespaces = {each.identity.namespace(prefix, chunk_size) for each in attached}
+    own_namespaces = {each.identity.namespace(prefix) for each in attached}
+    matched_tokens = explanation.num_matched * explanation.instance.chunk_size
     others: list[OtherIdentity] = []
     for number, stats in enumerate(list(depot.index.namespaces())):
         if number % NAMESPACES_PER_STEP == 0 and pace.is_over():
@@ -167,11 +170,11 @@ async def _look_elsewhere(
         if stats.hash_block_size != prefix.hash_block_size:
             explanation.num_incomparable += stats.num_chunks * (stats.model_name == attached[0].model_name)
             continue
-        num_chunks = await _num_resident(depot, chunk_keys(stats.namespace, prefix, chunk_size), pace)
-        if num_chunks > explanation.num_matched:
+        num_chunks = await _num_resident(depot, chunk_keys(stats.namespace, prefix, stats.chunk_size), pace)
+        if num_chunks * stats.chunk_size > matched_tokens:
             other_geometry = stats.geometry != attached[0].identity.geometry
             others.append(OtherIdentity(stats=stats, num_chunks=num_chunks, other_geometry=other_geometry))
-    explanation.others = sorted(others, key=lambda other: -other.num_chunks)[:MAX_OTHERS]
+    explanation.others = sorted(others, key=lambda other: -other.num_tokens)[:MAX_OTHERS]
 
 
 async def _num_resident(depot: Depot, keys: Iterable[ChunkKey], pace: Pace) -> int:

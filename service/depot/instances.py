@@ -15,7 +15,7 @@ from service.depot.values import AttachRequest
 from service.errors import DepotError, InstanceMismatch, InstanceNotFound, RankNotFound
 from service.l1.keys import RankIdentity
 
-_COMMON = ("model_name", "world_size", "model_revision", "block_hash_seed")  # to all ranks of an instance
+_COMMON = ("model_name", "world_size", "model_revision", "block_hash_seed", "chunk_size")  # to all ranks of an instance
 
 
 class MappedBuffer(Protocol):
@@ -115,6 +115,11 @@ class Attachment:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     transfers: set[Transfer] = field(default_factory=set)
 
+    @property
+    def chunk_size(self) -> int:
+        """The tokens of a chunk."""
+        return self.identity.chunk_size
+
     def fail(self, error: DepotError) -> DepotError:
         """End the attachment with an error, and return the error. The first one counts."""
         if self.failure is None:
@@ -131,13 +136,14 @@ class Attachment:
 
 @dataclass(slots=True, eq=False)
 class Instance:
-    """The attached ranks of one scheduler."""
+    """The attached ranks of one scheduler. Their chunks have `chunk_size` tokens."""
 
     instance_id: str
     model_name: str
     world_size: int
     model_revision: str = ""
     block_hash_seed: str = ""
+    chunk_size: int = 256
     ranks: dict[int, Attachment] = field(default_factory=dict)
 
     @property
@@ -196,7 +202,7 @@ class Instances:
         return min(of_model, key=lambda instance: (not instance.complete, instance.instance_id))
 
     def check_fits(self, request: AttachRequest) -> None:
-        """Check that a new rank has what all ranks of an instance have in common: the model and the world size.
+        """Check that a new rank has what all ranks of an instance have in common: the model, the chunk size, …
 
         Raises: InstanceMismatch.
         """

@@ -36,8 +36,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
     Raises: InvalidRequest, InstanceNotFound, BlockHashSeedMissing, TooManySessions.
     """
     instance = depot.instances.require(request.instance_id)
-    depot.check_prefix(request.prefix)
-    depot.check_hash_seed(instance, request.prefix)
+    depot.check_prefix(instance, request.prefix)
     prompt_tokens = request.prefix.num_tokens
     if request.computed_tokens > prompt_tokens:
         raise invalid("computed_tokens", f"more than the prefix's {prompt_tokens} tokens")
@@ -62,8 +61,8 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
         try:
             if session.end is not None:  # it ended during a wait; a lease belongs to a live session
                 raise SessionNotFound(request.instance_id, request.session_id)
-            matched_tokens = match.num_chunks * depot.limits.chunk_size
-            l2_tokens = len(match.from_l2) * depot.limits.chunk_size
+            matched_tokens = match.num_tokens
+            l2_tokens = len(match.from_l2) * match.chunk_size
             depot.write_behind.note_matched(match.chunks_by_rank)
             session.note_will_continue(request.will_continue)
             hit = _hit(depot, instance, request, match)
@@ -134,7 +133,8 @@ def _record(depot: Depot, request: LookupRequest, session: Session, request_befo
             request_before=request_before,
             monotonic=time.monotonic(),
             prefix=request.prefix,
-            namespace=attachment.identity.namespace(request.prefix, depot.limits.chunk_size),
+            namespace=attachment.identity.namespace(request.prefix),
+            chunk_size=attachment.chunk_size,
             tenant=depot.tenant,
             model_name=attachment.model_name,
         )
@@ -193,5 +193,5 @@ def _hit(depot: Depot, instance: Instance, request: LookupRequest, match: Match)
     )
     if rate is None:
         return Hit(num_bytes)
-    saved_tokens = max(0, match.num_chunks * depot.limits.chunk_size - request.computed_tokens)
+    saved_tokens = max(0, match.num_tokens - request.computed_tokens)
     return Hit(num_bytes, saved_tokens / rate)

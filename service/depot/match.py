@@ -35,10 +35,11 @@ class Match:
     `end_keys` are the keys of the next chunk by rank, if a rank lacks it, and `pending_writes` are storing it.
     `idle_since` has the release times of the chunks that had no other pin. The chunks at the positions of `from_l2` are
     on their way from tiers, for one rank at least. `loads` are the chunks that began to load for this match, each with
-    its tier.
+    its tier. `chunk_size` is that of the instance, in tokens.
     """
 
     chunks_by_rank: list[list[Chunk]]
+    chunk_size: int
     miss: Miss | None = None
     end_keys: Sequence[ChunkKey] = ()
     pending_writes: list[PendingWrite] = field(default_factory=list)
@@ -50,6 +51,11 @@ class Match:
     def num_chunks(self) -> int:
         """The number of chunks of the matched prefix, for one rank."""
         return len(self.chunks_by_rank[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the matched prefix."""
+        return self.num_chunks * self.chunk_size
 
     def lease(self, depot: Depot, session: Session) -> Lease:
         """Lease the chunks to a session; the lease takes over their pins."""
@@ -74,11 +80,12 @@ async def match_prefix(depot: Depot, instance_id: str, prefix: Prefix) -> Match:
     pinned, so that they are not evicted. If one of them is removed all the same, or a rank comes or goes, the walk
     begins anew.
 
-    Raises: InstanceNotFound.
+    Raises: InstanceNotFound, InvalidRequest, BlockHashSeedMissing.
     """
     pace = depot.slices.pace()
     while True:
         instance = depot.instances.require(instance_id)
+        depot.check_prefix(instance, prefix)  # again: the instance may be another one after a wait
         ranks = dict(instance.ranks)
         num_removed = depot.index.num_removed_pinned
         walk = _Walk(depot, instance, prefix)
@@ -100,18 +107,16 @@ class _Walk:
 
     def __init__(self, depot: Depot, instance: Instance, prefix: Prefix) -> None:
         self._depot = depot
-        chunk_size = depot.limits.chunk_size
-        self.match = Match([[]])
+        chunk_size = instance.chunk_size
+        self.match = Match([[]], chunk_size)
         self.is_done = True
-        self.match.miss = miss_of_all(instance, prefix, chunk_size)
+        self.match.miss = miss_of_all(instance, prefix)
         if self.match.miss is not None:
             return
         self.is_done = False
         self._num_wanted = prefix.num_tokens // chunk_size
         self._first_rank, self._prefix = instance.ranks[0], prefix
-        self._namespaces = [
-            instance.ranks[rank].identity.namespace(prefix, chunk_size) for rank in sorted(instance.ranks)
-        ]
+        self._namespaces = [instance.ranks[rank].identity.namespace(prefix) for rank in sorted(instance.ranks)]
         self._keys = [chunk_keys(namespace, prefix, chunk_size) for namespace in self._namespaces]
         self._chunks_per_step = max(1, CHUNKS_PER_STEP // len(self._keys))
         self.match.chunks_by_rank = [[] for _ in self._keys]
@@ -148,20 +153,20 @@ class _Walk:
             self.match.pending_writes = [
                 chunk.pending_write for chunk in found_at if chunk is not None and chunk.pending_write is not None
             ]
-            at_token = self.match.num_chunks * self._depot.limits.chunk_size
             here = StoredIdentity.of(self._first_rank, self._prefix)
+            at_token = self.match.num_tokens
             self.match.miss = miss_at(self._depot, self._namespaces, here, keys_at, found_at, at_token)
             self.match.end_keys = keys_at
         self.is_done = num_chunks < num_keys or self.match.num_chunks == self._num_wanted
 
 
-def miss_of_all(instance: Instance, prefix: Prefix, chunk_size: int) -> Miss | None:
+def miss_of_all(instance: Instance, prefix: Prefix) -> Miss | None:
     """Return why no chunk can match, whatever is stored. None: some can."""
     if not instance.complete:
         missing = sorted(set(range(instance.world_size)) - set(instance.ranks))
         return Miss(reason=MissReason.RANK_MISSING, at_token=0, detail=f"ranks {missing} are not attached")
-    if prefix.num_tokens < chunk_size:
-        detail = f"{prefix.num_tokens} tokens are less than one chunk of {chunk_size}"
+    if prefix.num_tokens < instance.chunk_size:
+        detail = f"{prefix.num_tokens} tokens are less than one chunk of {instance.chunk_size}"
         return Miss(reason=MissReason.SHORTER_THAN_CHUNK, at_token=0, detail=detail)
     return None
 

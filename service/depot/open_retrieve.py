@@ -43,7 +43,7 @@ def open_retrieve(
             traceparent=traceparent.get(),
             rank=request.rank,
             lease_id=lease.lease_id,
-            num_tokens=len(chunks) * depot.limits.chunk_size,
+            num_tokens=sum(chunk.namespace_stats.chunk_size for chunk in chunks),
             skip_tokens=request.skip_tokens,
             stored_by=_stored_by(chunks),
             inline=inline,

@@ -44,11 +44,11 @@ class OpenStore:
         self._depot = depot
         self._attachment = attachment
         self._prefix = header.prefix
-        self._chunk_size = depot.limits.chunk_size
+        self._chunk_size = attachment.chunk_size
         first, end = header.start_token // self._chunk_size, header.prefix.num_tokens // self._chunk_size
         self.positions = range(first, end)
         self._tail_tokens = header.prefix.num_tokens - max(first, end) * self._chunk_size
-        namespace = attachment.identity.namespace(header.prefix, self._chunk_size)
+        namespace = attachment.identity.namespace(header.prefix)
         self._context = StoreContext(
             namespace_stats=depot.namespace_stats(attachment, header.prefix),
             slot_bytes=attachment.slot_bytes,

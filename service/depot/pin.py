@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 
 from service.l1.chunk import Chunk
 from service.l1.keys import ChunkKey
@@ -15,8 +16,8 @@ class Pin:
     """The chunks of one prompt, `chunks_by_rank[rank]` in the order of their tokens, each pinned once in the index.
 
     `key` is that of rank 0's last whole chunk of the prompt. `number` grows from each pin of the tenant to the next.
-    `num_chunks` counts the chunks of all ranks, `num_chunks_of_rank` those of one, and `num_bytes` are those of their
-    slots. These stay as they are when the pin ends. `end_chunk` is the one that a lookup must match for a hit.
+    `num_chunks` counts the chunks of all ranks, `num_tokens` the tokens of those of one, and `num_bytes` are those of
+    their slots. These stay as they are when the pin ends. `end_chunk` is the one that a lookup must match for a hit.
     `expire_time` is in seconds since the epoch.
     """
 
@@ -32,7 +33,7 @@ class Pin:
     expire_time: float = 0.0
     expire_monotonic: float = 0.0
     chunks_by_rank: list[dict[Chunk, None]] = field(default_factory=list)
-    num_chunks_of_rank: int = 0
+    num_tokens: int = 0
     num_chunks: int = 0
     num_bytes: int = 0
     num_hits: int = 0
@@ -54,7 +55,7 @@ class Pin:
 
     def count(self) -> None:
         """Count the chunks anew."""
-        self.num_chunks_of_rank = max(map(len, self.chunks_by_rank), default=0)
+        self.num_tokens = self._tokens_of_rank()
         self.num_chunks = sum(map(len, self.chunks_by_rank))
         self.num_bytes = sum(chunk.slot.size_bytes for of_rank in self.chunks_by_rank for chunk in of_rank)
 
@@ -63,9 +64,13 @@ class Pin:
         of_rank = next(each for each in self.chunks_by_rank if chunk in each)
         del of_rank[chunk]
         if self.end is None:
-            self.num_chunks_of_rank = max(map(len, self.chunks_by_rank))
+            self.num_tokens = self._tokens_of_rank()
             self.num_chunks -= 1
             self.num_bytes -= chunk.slot.size_bytes
+
+    def _tokens_of_rank(self) -> int:
+        longest = max(self.chunks_by_rank, key=len, default={})
+        return sum(chunk.namespace_stats.chunk_size for chunk in islice(longest, 1)) * len(longest)
 
     def last_chunk(self) -> Chunk | None:
         """Return rank 0's last chunk."""

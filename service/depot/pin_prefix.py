@@ -21,9 +21,8 @@ async def pin_prefix(depot: Depot, request: PinRequest) -> PinAnswer:
     Raises: InvalidRequest, InstanceNotFound, BlockHashSeedMissing, PinLimitExceeded.
     """
     instance = depot.instances.named(request.instance_id, request.model_name)
-    depot.check_prefix(request.prefix)
-    depot.check_hash_seed(instance, request.prefix)
-    miss = miss_of_all(instance, request.prefix, depot.limits.chunk_size)
+    depot.check_prefix(instance, request.prefix)
+    miss = miss_of_all(instance, request.prefix)
     if miss is not None:
         return PinAnswer(pin=None, was_pinned=False, matched_tokens=0, l2_tokens=0, miss=miss)
     key = await _key(depot, instance, request.prefix)
@@ -49,12 +48,11 @@ async def pin_prefix(depot: Depot, request: PinRequest) -> PinAnswer:
             )
     finally:
         match.unpin(depot)
-    chunk_size = depot.limits.chunk_size
     return PinAnswer(
         pin=pin,
         was_pinned=was_pinned,
-        matched_tokens=num_matched * chunk_size,
-        l2_tokens=num_from_l2 * chunk_size,
+        matched_tokens=num_matched * match.chunk_size,
+        l2_tokens=num_from_l2 * match.chunk_size,
         miss=match.miss,
     )
 
@@ -62,9 +60,8 @@ async def pin_prefix(depot: Depot, request: PinRequest) -> PinAnswer:
 async def _key(depot: Depot, instance: Instance, prefix: Prefix) -> ChunkKey:
     """Return the key of rank 0's last whole chunk of a prompt, which has one."""
     pace = depot.slices.pace()
-    chunk_size = depot.limits.chunk_size
-    namespace = instance.ranks[0].identity.namespace(prefix, chunk_size)
-    keys = chunk_keys(namespace, prefix, chunk_size)
+    first_rank = instance.ranks[0]
+    keys = chunk_keys(first_rank.identity.namespace(prefix), prefix, first_rank.chunk_size)
     key = next(keys)
     for number, key in enumerate(keys):  # noqa: B007 - the last one
         if number % CHUNKS_PER_STEP == 0 and pace.is_over():

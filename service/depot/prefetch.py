@@ -18,8 +18,7 @@ async def prefetch(depot: Depot, request: PrefetchRequest) -> PrefetchAnswer:
     Raises: InvalidRequest, InstanceNotFound, BlockHashSeedMissing, TooManyPrefetches.
     """
     instance = depot.instances.named(request.instance_id, request.model_name)
-    depot.check_prefix(request.prefix)
-    depot.check_hash_seed(instance, request.prefix)
+    depot.check_prefix(instance, request.prefix)
     depot.prefetches.check_running()
     match = await match_ahead(
         depot, instance.instance_id, request.prefix, lambda _, num_bytes: depot.prefetches.admit(num_bytes)
@@ -30,7 +29,7 @@ async def prefetch(depot: Depot, request: PrefetchRequest) -> PrefetchAnswer:
         depot.prefetches.begin(instance.model_name, match.take(), (chunk for chunk, _ in match.loads))
     finally:
         match.unpin(depot)
-    chunk_size = depot.limits.chunk_size
+    chunk_size = match.chunk_size
     num_bytes: Counter[Tier] = Counter()
     positions: dict[str, set[int]] = {}
     for chunk, tier in match.loads:

@@ -12,6 +12,8 @@ from service.l1.keys import Namespace, Prefix
 class LookedUp:
     """A Lookup was answered, at a moment (monotonic seconds). `namespace` is that of the prompt's keys of one rank.
 
+    `chunk_size` is that of its chunks, in tokens; a multiple of the tokens of a block hash.
+
     `request` is the number of the session's request. `request_before` is over, if it is another one; 0: there is none.
     """
 
@@ -20,6 +22,7 @@ class LookedUp:
     monotonic: float
     prefix: Prefix
     namespace: Namespace
+    chunk_size: int
     tenant: str
     model_name: str
 

@@ -42,8 +42,8 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     require_buffer(attachment, request.ready_event)
     repeats = await _tables_with_repeats(attachment, request)
     lease = depot.lifetimes.require_lease(request.lease_id, request.instance_id, request.session_id)
-    chunk_size, skip_tokens = depot.limits.chunk_size, request.skip_tokens
-    num_tokens = _check_coverage(depot, attachment, lease, request, repeats)
+    chunk_size, skip_tokens = attachment.chunk_size, request.skip_tokens
+    num_tokens = _check_coverage(attachment, lease, request, repeats)
     first = skip_tokens // chunk_size
     chunks = lease.chunks_by_rank[request.rank][first : num_tokens // chunk_size]
     if not request.accept_partial:
@@ -88,7 +88,7 @@ async def _copy(
     depot: Depot, owner: TransferOwner, request: RetrieveRequest, chunks: Sequence[Chunk], first: int
 ) -> Moved:
     """Copy readable chunks, the first of which is at position `first`, and compare what was read of them."""
-    attachment, chunk_size, tables = owner.attachment, depot.limits.chunk_size, request.block_tables
+    attachment, chunk_size, tables = owner.attachment, owner.attachment.chunk_size, request.block_tables
     has_absent = any(table.absent_blocks for table in tables)
     copies = [
         chunk_copy(
@@ -171,15 +171,13 @@ def _has_repeats(ids: npt.NDArray[np.int64]) -> bool:
     return bool((in_order[1:] == in_order[:-1]).any())
 
 
-def _check_coverage(
-    depot: Depot, attachment: Attachment, lease: Lease, request: RetrieveRequest, repeats: Container[int]
-) -> int:
+def _check_coverage(attachment: Attachment, lease: Lease, request: RetrieveRequest, repeats: Container[int]) -> int:
     """Return the number of tokens that the block tables cover: whole chunks of the lease, each block written once.
 
     Raises: InvalidRequest.
     """
     check_tables(attachment, request.block_tables)
-    chunk_size = depot.limits.chunk_size
+    chunk_size = attachment.chunk_size
     leased_tokens = lease.num_chunks * chunk_size
     num_tokens = len(request.block_tables[0]) * attachment.groups[0].block_size
     if num_tokens == 0 or num_tokens % chunk_size or num_tokens > leased_tokens:

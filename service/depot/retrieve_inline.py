@@ -36,9 +36,9 @@ async def retrieve_inline(
     """
     attachment = depot.instances.require(request.instance_id).require_rank(request.rank)
     lease = depot.lifetimes.require_lease(request.lease_id, request.instance_id, request.session_id)
-    chunk_size, chunk_bytes = depot.limits.chunk_size, attachment.chunk_bytes
+    chunk_size, chunk_bytes = attachment.chunk_size, attachment.chunk_bytes
     if request.skip_tokens % chunk_size:
-        raise invalid("skip_tokens", f"not a multiple of the depot's chunk_size {chunk_size}")
+        raise invalid("skip_tokens", f"not a multiple of the chunk_size {chunk_size}")
     if request.skip_tokens > lease.num_chunks * chunk_size:
         raise invalid("skip_tokens", f"beyond the {lease.num_chunks * chunk_size} leased tokens")
     first = request.skip_tokens // chunk_size

@@ -38,8 +38,8 @@ async def store(depot: Depot, request: StoreRequest) -> StoreAnswer:
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
     require_buffer(attachment, request.ready_event)
     _check_header(depot, attachment, header)
-    _check_coverage(depot, attachment, request)
-    chunk_size = depot.limits.chunk_size
+    _check_coverage(attachment, request)
+    chunk_size = attachment.chunk_size
     at_once = chunks_per_transfer(attachment)
     with_checksums = depot.verification.verify.at_stores
 
@@ -100,7 +100,7 @@ async def store_inline(depot: Depot, header: StoreHeader, pieces: AsyncIterator[
     """
     attachment = depot.instances.require(header.instance_id).require_rank(header.rank)
     _check_header(depot, attachment, header)
-    chunk_size, chunk_bytes = depot.limits.chunk_size, attachment.chunk_bytes
+    chunk_size, chunk_bytes = attachment.chunk_size, attachment.chunk_bytes
     num_chunks = max(0, header.prefix.num_tokens // chunk_size - header.start_token // chunk_size)
     total_bytes = num_chunks * chunk_bytes
 
@@ -232,18 +232,17 @@ async def _wait_for(open_store: OpenStore, pending: Mapping[int, PendingWrite], 
 
 
 def _check_header(depot: Depot, attachment: Attachment, header: StoreHeader) -> None:
-    depot.check_prefix(header.prefix, header.path)
-    depot.check_hash_seed(attachment, header.prefix)
-    chunk_size = depot.limits.chunk_size
+    depot.check_prefix(attachment, header.prefix, header.path)
+    chunk_size = attachment.chunk_size
     if header.start_token % chunk_size:
-        raise invalid(f"{header.path}start_token", f"not a multiple of the depot's chunk_size {chunk_size}")
+        raise invalid(f"{header.path}start_token", f"not a multiple of the chunk_size {chunk_size}")
     if header.start_token > header.prefix.num_tokens:
         raise invalid(f"{header.path}start_token", f"beyond the prefix's {header.prefix.num_tokens} tokens")
 
 
-def _check_coverage(depot: Depot, attachment: Attachment, request: StoreRequest) -> None:
+def _check_coverage(attachment: Attachment, request: StoreRequest) -> None:
     check_tables(attachment, request.block_tables)
-    chunk_size = depot.limits.chunk_size
+    chunk_size = attachment.chunk_size
     num_tokens = request.header.prefix.num_tokens - request.header.start_token
     whole_chunk_tokens = num_tokens // chunk_size * chunk_size
     violations = []

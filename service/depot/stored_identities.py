@@ -16,7 +16,10 @@ from service.l1.keys import Namespace, Prefix, groups_of
 
 MAX_REMEMBERED = 64  # a lookup that fits none compares itself with all of them: 50 microseconds
 MAX_NAMED = 5  # differences in a text
-_SHOWN = ("model_name", "model_revision", "world_size", "rank", "adapter", "hash_block_size", "block_hash_seed")
+_SHOWN = (
+    *("model_name", "model_revision", "world_size", "rank", "adapter", "chunk_size", "hash_block_size"),
+    "block_hash_seed",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,7 @@ class StoredIdentity:
     groups: tuple[Group, ...]
     cache_salt: str
     adapter: str
+    chunk_size: int
     hash_block_size: int
     model_revision: str = ""
     block_hash_seed: str = ""
@@ -51,6 +55,7 @@ class StoredIdentity:
             groups=attachment.groups,
             cache_salt=prefix.cache_salt,
             adapter=prefix.adapter,
+            chunk_size=attachment.chunk_size,
             hash_block_size=prefix.hash_block_size,
             model_revision=attachment.model_revision,
             block_hash_seed=attachment.block_hash_seed if prefix.hash_block_size else "",
@@ -69,6 +74,7 @@ class StoredIdentity:
             groups=groups_of(stats.geometry),
             cache_salt=stats.cache_salt,
             adapter=stats.adapter,
+            chunk_size=stats.chunk_size,
             hash_block_size=stats.hash_block_size,
             model_revision=stats.model_revision,
             block_hash_seed=stats.block_hash_seed,

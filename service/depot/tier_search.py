@@ -78,8 +78,8 @@ async def tokens_in_tiers(depot: Depot, instance: Instance, prefix: Prefix, num_
     All ranks of the instance are attached.
     """
     attachments = [instance.ranks[rank] for rank in sorted(instance.ranks)]
-    chunk_size = depot.limits.chunk_size
-    namespaces = [each.identity.namespace(prefix, chunk_size) for each in attachments]
+    chunk_size = instance.chunk_size
+    namespaces = [each.identity.namespace(prefix) for each in attachments]
     before = [list(islice(chunk_keys(namespace, prefix, chunk_size), num_chunks)) for namespace in namespaces]
     search = _Search(depot, attachments, prefix, before)
     await search.ask(math.inf)
@@ -110,8 +110,8 @@ class _Search:
         self._depot = depot
         self._attachments = attachments
         self._prefix = prefix
-        chunk_size = depot.limits.chunk_size
-        self._namespaces = [each.identity.namespace(prefix, chunk_size) for each in attachments]
+        self._chunk_size = chunk_size = attachments[0].chunk_size
+        self._namespaces = [each.identity.namespace(prefix) for each in attachments]
         most = MAX_KEYS // len(attachments)
         self._keys = [
             list(islice(chunk_keys(namespace, prefix, chunk_size, keys), most))
@@ -196,7 +196,7 @@ class _Search:
         """Return how many of the positions are read sooner than the engine computes them."""
         if self._prefill_rate is None:
             return len(positions)
-        worth, why = worth_reading(positions, self._attachments, self._depot.limits.chunk_size, self._prefill_rate)
+        worth, why = worth_reading(positions, self._attachments, self._chunk_size, self._prefill_rate)
         if worth < len(positions):
             self._miss(MissReason.TIER_SLOWER_THAN_PREFILL, why, num_more=worth)
         return worth
@@ -251,7 +251,7 @@ class _Search:
         return True
 
     def _end_of_prompt(self) -> bool:
-        return self._match.num_chunks == self._prefix.num_tokens // self._depot.limits.chunk_size
+        return self._match.num_chunks == self._prefix.num_tokens // self._chunk_size
 
     def _note_end(self, number: int) -> None:
         """Say why the match ends before the position `number` behind the old one: what L1 knows, or a tier's doubt."""
@@ -263,7 +263,7 @@ class _Search:
             return
         keys = [of_rank[number] for of_rank in self._keys]
         found = [self._depot.index.get(key) for key in keys]
-        at_token = self._match.num_chunks * self._depot.limits.chunk_size
+        at_token = self._match.num_chunks * self._chunk_size
         here = StoredIdentity.of(self._attachments[0], self._prefix)
         self._match.miss = miss_at(self._depot, self._namespaces, here, keys, found, at_token)
         if not any(chunk is not None and chunk.pending_write is not None for chunk in found):
@@ -281,5 +281,5 @@ class _Search:
             return
 
     def _miss(self, reason: MissReason, detail: str, *, num_more: int = 0) -> None:
-        at_token = (self._match.num_chunks + num_more) * self._depot.limits.chunk_size
+        at_token = (self._match.num_chunks + num_more) * self._chunk_size
         self._match.miss = Miss(reason=reason, at_token=at_token, detail=detail, tier=TierKind.L2)

@@ -36,6 +36,7 @@ class BlockTable:
 class AttachRequest:
     """Attach one rank. `peer_is_known`: it came over a unix socket, or with a client's certificate.
 
+    `chunk_size` is what the engine wants, in tokens. 0: what fits its blocks.
     `prefill_tokens_per_second` is what the engine reports of itself. None: nothing.
     """
 
@@ -46,6 +47,7 @@ class AttachRequest:
     groups: tuple[Group, ...]
     regions: tuple[Region, ...]
     peer_is_known: bool
+    chunk_size: int = 0
     prefill_tokens_per_second: float | None = None
     model_revision: str = ""
     block_hash_seed: str = ""

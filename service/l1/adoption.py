@@ -96,7 +96,7 @@ def _read(ledger: Ledger, capacity_bytes: int, adoption: Adoption, without_check
         entry = record.cell, record.namespace_sum
         if entry not in entries:
             facts = ledger.namespaces.read(*entry)
-            entries[entry] = stats_of(facts, entry) if facts is not None else None
+            entries[entry] = stats_of(facts, entry, ledger.chunk_size) if facts is not None else None
         stats = entries[entry]
         if stats is None or stats.chunk_bytes != record.chunk_bytes:
             _reject(number, Doubt.NAMESPACE_DAMAGED, ledger, adoption)

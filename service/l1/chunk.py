@@ -16,7 +16,8 @@ class NamespaceStats:
     """What the chunks of one namespace share, and how many there are. `geometry` is that of `RankIdentity`.
 
     `hash_block_size` is 0 if the keys are of token ids, else the tokens of a block hash. `block_hash_seed` is empty
-    then, too: the keys do not depend on it. `chunk_bytes` is the size of a chunk, which its slot may exceed.
+    then, too: the keys do not depend on it. `chunk_size` and `chunk_bytes` are the tokens and the bytes of a chunk. Its
+    slot may have more bytes.
     `prefill_tokens_per_second` is the rate of the engine that attached last, if it said one. `entry` is the first cell
     and the sum of its entry in L1's table of namespaces.
     """
@@ -30,6 +31,7 @@ class NamespaceStats:
     world_size: int = 1
     geometry: bytes = b""
     hash_block_size: int = 0
+    chunk_size: int = 256
     chunk_bytes: int = 0
     model_revision: str = ""
     block_hash_seed: str = ""

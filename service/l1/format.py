@@ -79,6 +79,7 @@ class Layout:
 class Header:
     """What the memory holds.
 
+    `chunk_size` is the one of the settings when the memory was prepared. Namespaces that do not name their own have it.
     `memory_id` is random. It is part of the sums in the tables, so a new one makes all old entries void.
     """
 
@@ -119,7 +120,6 @@ class Header:
             return "the process that prepared it did not finish"
         for name, ours, theirs in (
             ("cache_epoch", self.cache_epoch, before.cache_epoch),
-            ("chunk_size", self.chunk_size, before.chunk_size),
             ("l1_size", self.l1_bytes, before.l1_bytes),
         ):
             if ours != theirs:

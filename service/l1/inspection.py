@@ -21,11 +21,12 @@ _LOOKS = 3  # at a record that seems damaged: the depot may be writing it
 
 @dataclass(slots=True)
 class Holding:
-    """The chunks of one model of one tenant. `num_bytes` are those of their slots."""
+    """The chunks of one model of one tenant, of one size in tokens. `num_bytes` are those of their slots."""
 
     tenant: str
     model_name: str
     model_revision: str
+    chunk_size: int
     num_chunks: int = 0
     num_bytes: int = 0
 
@@ -103,14 +104,14 @@ def _read_tables(fd: int, contents: L1FileContents, header: Header) -> None:
     layout = Layout(header.l1_bytes)
     contents.is_cut_short = contents.size_bytes < layout.total_bytes
     entries: dict[tuple[int, int], Holding | None] = {}
-    holdings: dict[tuple[str, str, str], Holding] = {}
+    holdings: dict[tuple[str, str, str, int], Holding] = {}
     for record in _records(fd, layout, header.memory_id):
         holding = None
         if record is not None:
             entry = record.cell, record.namespace_sum
             if entry not in entries:
                 facts = _namespace(fd, layout, header.memory_id, *entry)
-                entries[entry] = _holding(facts, holdings) if facts is not None else None
+                entries[entry] = _holding(facts, header.chunk_size, holdings) if facts is not None else None
             holding = entries[entry]
         if record is None or holding is None:
             contents.num_damaged += 1
@@ -159,6 +160,8 @@ def _namespace(fd: int, layout: Layout, memory_id: bytes, cell: int, own_sum: in
     return NamespaceTable(memoryview(data)[:whole], memory_id, first_cell=cell).read(cell, own_sum)
 
 
-def _holding(facts: Facts, holdings: dict[tuple[str, str, str], Holding]) -> Holding:
-    names = str(facts.get("tenant", "")), str(facts.get("model_name", "")), str(facts.get("model_revision", ""))
-    return holdings.setdefault(names, Holding(*names))
+def _holding(facts: Facts, chunk_size: int, holdings: dict[tuple[str, str, str, int], Holding]) -> Holding:
+    """Return the holding of a namespace. `chunk_size` is that of facts without one."""
+    tenant, model_name, revision = (str(facts.get(name, "")) for name in ("tenant", "model_name", "model_revision"))
+    key = tenant, model_name, revision, int(facts.get("chunk_size", chunk_size))
+    return holdings.setdefault(key, Holding(*key))

@@ -26,6 +26,9 @@ Namespace = NewType("Namespace", bytes)
 CHUNK_FORMAT = 1
 """Version of what a key covers and of the canonical bytes of a chunk. With another version nothing old is found."""
 
+MAX_CHUNK_SIZE = 1 << 20
+"""Tokens of a chunk, at most."""
+
 NUM_NAMESPACES_KEPT = 1_024
 CHUNKS_PER_COPY = 64  # of tokens; a limit, so that the first key of a long prompt costs no more than others
 
@@ -48,11 +51,15 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankIdentity:
-    """The part of a namespace that one rank's attachment fixes, encoded once. `hash_seed` is for block hashes only."""
+    """The part of a namespace that one rank's attachment fixes, encoded once. `hash_seed` is for block hashes only.
+
+    `chunk_size` is the number of tokens of a chunk.
+    """
 
     head: bytes
     geometry: bytes
     hash_seed: bytes
+    chunk_size: int
 
     @classmethod
     def of(
@@ -61,6 +68,7 @@ class RankIdentity:
         world_size: int,
         rank: int,
         groups: Sequence[Group],
+        chunk_size: int,
         tenant: str = "",
         *,
         model_revision: str = "",
@@ -69,7 +77,7 @@ class RankIdentity:
     ) -> RankIdentity:
         """Encode the rank, its model, its geometry and its tenant, if any. Each field has its length in front.
 
-        So no two identities have the same encoding.
+        So no two identities have the same encoding. `chunk_size` is encoded in the namespace.
         """
         geometry = [_encode(len(groups))]
         for group in groups:
@@ -79,11 +87,16 @@ class RankIdentity:
         if tenant:
             geometry += [_encode("tenant"), _encode(tenant)]
         head: list[str | int] = [CHUNK_FORMAT, cache_epoch, model_name, model_revision, world_size, rank]
-        return cls(head=b"".join(map(_encode, head)), geometry=b"".join(geometry), hash_seed=_encode(block_hash_seed))
+        return cls(
+            head=b"".join(map(_encode, head)),
+            geometry=b"".join(geometry),
+            hash_seed=_encode(block_hash_seed),
+            chunk_size=chunk_size,
+        )
 
-    def namespace(self, prefix: Prefix, chunk_size: int) -> Namespace:
+    def namespace(self, prefix: Prefix) -> Namespace:
         """Return the first parent of the prefix's keys."""
-        return _namespace(self, prefix.hash_block_size, chunk_size, prefix.cache_salt, prefix.adapter)
+        return _namespace(self, prefix.hash_block_size, prefix.cache_salt, prefix.adapter)
 
 
 def groups_of(geometry: bytes) -> tuple[Group, ...]:
@@ -130,13 +143,11 @@ def _number(data: bytes) -> int:
 
 
 @lru_cache(maxsize=NUM_NAMESPACES_KEPT)
-def _namespace(
-    identity: RankIdentity, hash_block_size: int, chunk_size: int, cache_salt: str, adapter: str
-) -> Namespace:
+def _namespace(identity: RankIdentity, hash_block_size: int, cache_salt: str, adapter: str) -> Namespace:
     """Compute a namespace; cached."""
     of_hashes = _encode("block hashes") + _encode(hash_block_size) + identity.hash_seed
     kind = of_hashes if hash_block_size else _encode("token ids")
-    rest = _encode(chunk_size) + _encode(cache_salt) + _encode(adapter) + identity.geometry
+    rest = _encode(identity.chunk_size) + _encode(cache_salt) + _encode(adapter) + identity.geometry
     return Namespace(blake3(identity.head + kind + rest).digest())
 
 

@@ -28,12 +28,14 @@ class Ledger:
     """Writes a record when a chunk becomes visible, and erases it when the chunk leaves.
 
     A chunk for which the tables have no space has no record: it is found while this process lives, and not after.
-    `num_without_record` counts those chunks.
+    `num_without_record` counts those chunks. `chunk_size` is that of namespaces that an older depot wrote: it had one
+    chunk size for all.
     """
 
-    def __init__(self, records: RecordTable, namespaces: NamespaceTable) -> None:
+    def __init__(self, records: RecordTable, namespaces: NamespaceTable, chunk_size: int) -> None:
         self.records = records
         self.namespaces = namespaces
+        self.chunk_size = chunk_size
         self.num_without_record = 0
         self._generation = 0
 
@@ -124,8 +126,12 @@ def facts_of(stats: NamespaceStats) -> Facts:
     return {name: value.hex() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
-def stats_of(facts: Facts, entry: tuple[int, int]) -> NamespaceStats | None:
-    """Return the stats of a namespace without chunks. None: the facts are not those of one."""
+def stats_of(facts: Facts, entry: tuple[int, int], chunk_size: int) -> NamespaceStats | None:
+    """Return the stats of a namespace without chunks. None: the facts are not those of one.
+
+    `chunk_size` is that of facts without one.
+    """
+    facts = {"chunk_size": chunk_size, **facts}
     values: dict[str, object] = {}
     for name in _FACTS:
         value = facts.get(name)

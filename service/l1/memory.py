@@ -59,8 +59,8 @@ def open_l1(
 ) -> L1Memory:
     """Open the memory of L1: a descriptor of an earlier process, a named file, or by default a new memfd.
 
-    What an earlier process left is used if its format, `l1_bytes`, `chunk_size` and `cache_epoch` are equal. An
-    inherited descriptor is closed if it can't be used.
+    What an earlier process left is used if its format, `l1_bytes` and `cache_epoch` are equal. An inherited descriptor
+    is closed if it can't be used.
 
     Raises: MemoryUnavailable, L1FileUnusable.
     """
@@ -181,6 +181,7 @@ def _ledger(arena: Arena, layout: Layout, header: Header) -> Ledger:
     return Ledger(
         RecordTable(arena.tables[layout.records_offset : records_end], header.memory_id),
         NamespaceTable(arena.tables[HEADER_BYTES : layout.records_offset], header.memory_id),
+        header.chunk_size,
     )
 
 

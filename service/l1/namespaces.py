@@ -40,6 +40,7 @@ class Namespaces:
         world_size: int = 1,
         geometry: bytes = b"",
         hash_block_size: int = 0,
+        chunk_size: int = 256,
         chunk_bytes: int = 0,
         model_revision: str = "",
         block_hash_seed: str = "",
@@ -47,7 +48,7 @@ class Namespaces:
         """Return the stats of a namespace, new ones if it has no chunks. They are kept while it has chunks."""
         return self._stats.get(namespace) or NamespaceStats(
             *(namespace, model_name, cache_salt, rank, tenant, adapter, world_size, geometry, hash_block_size),
-            *(chunk_bytes, model_revision, block_hash_seed),
+            *(chunk_size, chunk_bytes, model_revision, block_hash_seed),
         )
 
     def kept(self, stats: NamespaceStats) -> NamespaceStats:

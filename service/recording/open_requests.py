@@ -1,8 +1,9 @@
 """Requests on their way into a recording: a line each, in the order of their lookups.
 
 A line has `timestamp` (ms since the recording began), `input_length` and `output_length` (tokens), and `hash_ids`, one
-for each block of the prompt, as in Mooncake's traces. `block_tokens` says how many tokens a block has. The last one may
-be shorter. `output_hash_ids` has the whole blocks behind the prompt that the request stored.
+for each block of the prompt, as in Mooncake's traces. `block_tokens` says how many tokens a block has: those of a chunk
+of the instance. The last one may be shorter. `output_hash_ids` has the whole blocks behind the prompt that the request
+stored.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class _OpenRequest:
 
     timestamp_seconds: float
     namespace: Namespace
+    block_tokens: int
     model: int
     tenant: int
     num_tokens: int = 0
@@ -52,10 +54,9 @@ class OpenRequests:
     The ids of blocks are the numbers in the order in which their fingerprints were seen first.
     """
 
-    def __init__(self, block_tokens: int, start: float) -> None:
-        self._block_tokens = block_tokens
+    def __init__(self, start: float) -> None:
         self._start = start
-        self._fingerprints = Fingerprints(block_tokens)
+        self._fingerprints = Fingerprints()
         self._recording = secrets.token_hex(4)
         self._chunk_ids = ChunkIds()
         self._models = ChunkIds(MAX_NAMES)
@@ -109,24 +110,27 @@ class OpenRequests:
             request = self._open[seen.request] = _OpenRequest(
                 seen.monotonic,
                 seen.namespace,
+                seen.chunk_size,
                 self._models.of(self._fingerprints.of_text(seen.model_name.encode())),
                 self._tenants.of(self._fingerprints.of_text(seen.tenant.encode())),
             )
         elif seen.prefix.num_tokens <= request.num_tokens:
             return  # the engine asked once more
         self._num_held_ids -= len(request.ids) + len(request.output_ids)
-        request.namespace = seen.namespace
+        request.namespace, request.block_tokens = seen.namespace, seen.chunk_size
         yield from self._number(request, seen.prefix)
         self._num_held_ids += len(request.ids)
 
     def _number(self, request: _OpenRequest, prefix: Prefix) -> Iterator[None]:
         """Give the blocks of a prompt their ids."""
-        request.num_tokens = request.end_tokens = min(prefix.num_tokens, MAX_BLOCKS * self._block_tokens)
-        request.num_whole_blocks = request.num_tokens // self._block_tokens
+        request.num_tokens = request.end_tokens = min(prefix.num_tokens, MAX_BLOCKS * request.block_tokens)
+        request.num_whole_blocks, num_left = divmod(request.num_tokens, request.block_tokens)
         request.ids, request.output_ids = [], []
         yield from self._add_ids(request, request.ids, prefix, range(request.num_whole_blocks))
-        if request.num_tokens % self._block_tokens:
-            rest = self._fingerprints.of_rest(request.namespace, request.last, prefix, request.num_whole_blocks)
+        if num_left:
+            rest = self._fingerprints.of_rest(
+                request.namespace, request.last, prefix, request.num_whole_blocks, request.block_tokens
+            )
             request.ids.append(self._chunk_ids.of(rest))
 
     def _store(self, seen: Stored) -> Iterator[None]:
@@ -135,7 +139,7 @@ class OpenRequests:
             return
         request.end_tokens = seen.prefix.num_tokens
         first = request.num_whole_blocks + len(request.output_ids)
-        blocks = range(first, min(seen.prefix.num_tokens // self._block_tokens, MAX_BLOCKS))
+        blocks = range(first, min(seen.prefix.num_tokens // request.block_tokens, MAX_BLOCKS))
         yield from self._add_ids(request, request.output_ids, seen.prefix, blocks)
         self._num_held_ids += len(blocks)
 
@@ -143,7 +147,7 @@ class OpenRequests:
         """Add the ids of some whole blocks of a prefix. Those before them have their ids."""
         for first in range(blocks.start, blocks.stop, BLOCKS_PER_STEP):
             some = range(first, min(first + BLOCKS_PER_STEP, blocks.stop))
-            found = self._fingerprints.of_blocks(request.namespace, request.last, prefix, some)
+            found = self._fingerprints.of_blocks(request.namespace, request.last, prefix, some, request.block_tokens)
             ids += map(self._chunk_ids.of, found)
             request.last = found[-1]
             yield
@@ -170,7 +174,7 @@ class OpenRequests:
         if request.output_ids:
             line["output_hash_ids"] = request.output_ids
         line |= {
-            "block_tokens": self._block_tokens,
+            "block_tokens": request.block_tokens,
             "model": request.model,
             "tenant": request.tenant,
             "recording": self._recording,

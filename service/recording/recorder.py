@@ -42,7 +42,6 @@ class Recorder:
         path: Path,
         max_bytes: int,
         *,
-        block_tokens: int,
         bus: Publisher | None,
         write: Write = os.write,
     ) -> None:
@@ -51,7 +50,7 @@ class Recorder:
         self._num_lines = 0
         self._num_left = 0
         self._file = TraceFile(path, max_bytes, write)
-        self._requests = OpenRequests(block_tokens, time.monotonic())
+        self._requests = OpenRequests(time.monotonic())
         self._waiting: deque[tuple[Seen, int]] = deque()
         # Each has one writer, the event loop or the thread, so that they need no lock.
         self._added_bytes = 0

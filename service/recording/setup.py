@@ -40,9 +40,7 @@ def open_recorder(settings: Settings, bus: Publisher | None) -> Recorder | None:
     if not settings.record_trace:
         return None
     try:
-        recorder = Recorder(
-            Path(settings.record_trace), settings.record_trace_size, block_tokens=settings.chunk_size, bus=bus
-        )
+        recorder = Recorder(Path(settings.record_trace), settings.record_trace_size, bus=bus)
     except CannotRecord as error:
         raise BadSettings(f"record_trace: {error}") from error
     logger.info("records requests in %s, of %s at most", recorder.path, format_size(settings.record_trace_size))

@@ -161,4 +161,5 @@ def _instance(depot: Depot, instance: Instance, num_leases: int) -> admin_pb2.In
         num_leases=num_leases,
         model_revision=instance.model_revision,
         block_hash_seed=instance.block_hash_seed,
+        chunk_size=instance.chunk_size,
     )

@@ -57,7 +57,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
         plain = decode.attach_request(request, peer_is_known=peer_is_known)
         async with self._attacher.attached(depot, plain) as attachment:
             response = cache_pb2.AttachInstanceResponse(
-                chunk_size=depot.limits.chunk_size,
+                chunk_size=attachment.chunk_size,
                 chunk_bytes=attachment.chunk_bytes,
                 server_version=__version__,
                 transfer_backend=attachment.transfer_backend,

@@ -19,7 +19,7 @@ from service.depot.values import (
     StoreHeader,
     StoreRequest,
 )
-from service.l1.keys import Prefix
+from service.l1.keys import MAX_CHUNK_SIZE, Prefix
 from service.rpc.limits import MAX_BLOCK_HASHES, MAX_GROUPS, MAX_REGIONS, MAX_TABLES, MAX_TOKEN_IDS
 from service.rpc.prefill_rate import prefill_rate
 from service.rpc.violations import MAX_ID_BYTES, Violations, WithIds
@@ -55,6 +55,8 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
     num_planes = sum(len(group.planes) for group in message.groups[:MAX_GROUPS])
     if num_planes > MAX_PLANES:
         wrong.add("groups", f"have {num_planes} planes, more than {MAX_PLANES}")
+    if message.chunk_size > MAX_CHUNK_SIZE:
+        wrong.add("chunk_size", f"is {message.chunk_size}, more than {MAX_CHUNK_SIZE}")
     rate = prefill_rate(wrong, message)
     wrong.raise_any()
     regions = tuple(_region(wrong, f"regions[{n}]", region) for n, region in enumerate(message.regions))
@@ -71,6 +73,7 @@ def attach_request(message: cache_pb2.AttachInstanceRequest, *, peer_is_known: b
         prefill_tokens_per_second=rate,
         model_revision=message.model_revision,
         block_hash_seed=message.block_hash_seed,
+        chunk_size=message.chunk_size,
     )
 
 

@@ -32,10 +32,9 @@ def explained_prefix(message: observability_pb2.ExplainPrefixRequest) -> Prefix:
     return prefix
 
 
-def response(
-    explanation: Explanation, prefix: Prefix, chunk_size: int, *, is_admin: bool
-) -> observability_pb2.ExplainPrefixResponse:
+def response(explanation: Explanation, prefix: Prefix, *, is_admin: bool) -> observability_pb2.ExplainPrefixResponse:
     """Return what the depot has of a prompt. What chunks of all tenants have in common is for an admin only."""
+    chunk_size = explanation.instance.chunk_size
     message = observability_pb2.ExplainPrefixResponse(
         instance_id=explanation.instance.instance_id,
         model_name=explanation.instance.model_name,
@@ -49,7 +48,7 @@ def response(
         model_revision=explanation.instance.model_revision,
         block_hash_seed=explanation.instance.block_hash_seed,
         tokens_in_tiers=explanation.tokens_in_tiers,
-        other_identities=[_other(each, prefix, chunk_size) for each in explanation.others],
+        other_identities=[_other(each, prefix) for each in explanation.others],
     )
     if is_admin and explanation.remembers_since is not None:
         message.remembers_since.CopyFrom(encode.timestamp(explanation.remembers_since))
@@ -77,14 +76,15 @@ def _rank(rank: RankExplanation, chunk_size: int) -> observability_pb2.RankExpla
     return message
 
 
-def _other(other: OtherIdentity, prefix: Prefix, chunk_size: int) -> observability_pb2.OtherIdentity:
+def _other(other: OtherIdentity, prefix: Prefix) -> observability_pb2.OtherIdentity:
     return observability_pb2.OtherIdentity(
         model_name=other.stats.model_name,
         other_salt=other.stats.cache_salt != prefix.cache_salt,
         adapter=other.stats.adapter,
         world_size=other.stats.world_size,
         other_geometry=other.other_geometry,
-        matched_tokens=other.num_chunks * chunk_size,
+        matched_tokens=other.num_tokens,
+        chunk_size=other.stats.chunk_size,
         model_revision=other.stats.model_revision,
         block_hash_seed=other.stats.block_hash_seed,
     )

@@ -171,7 +171,7 @@ class ObservabilityServicer(observability_pb2_grpc.ObservabilityServiceServicer)
         if depot is None:
             raise InstanceNotFound(request.instance_id, model_name=request.model_name)
         explanation = await explain_prefix(depot, request.instance_id, request.model_name, prefix)
-        return explain.response(explanation, prefix, depot.limits.chunk_size, is_admin=caller.get().tenant.is_admin)
+        return explain.response(explanation, prefix, is_admin=caller.get().tenant.is_admin)
 
     def _sessions(self, instance_id: str, tenant: str, at_tenant: str, before: int) -> Iterator[tuple[str, Session]]:
         """Yield tenants and sessions by tenant, newest first. Begin at `at_tenant`, below the number `before`."""

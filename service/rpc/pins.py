@@ -97,7 +97,7 @@ def pin_message(pin: Pin, depot: Depot) -> cache_pb2.Pin:
         tenant=depot.tenant,
         model_name=pin.model_name,
         adapter=pin.adapter,
-        num_tokens=pin.num_chunks_of_rank * depot.limits.chunk_size,
+        num_tokens=pin.num_tokens,
         num_chunks=pin.num_chunks,
         num_bytes=pin.num_bytes,
         create_time=encode.timestamp(pin.create_time),

@@ -47,12 +47,11 @@ class SizingReport:
     eviction: PolicyName
     active_policy: PolicyName
     sampling_rate: float
-    chunk_size: int
     never_full_bytes: int | None
 
     def num_sampled_uses(self, curve: HitCurve) -> int:
         """Return how many uses of chunks the simulations saw of the lookups of a curve, about."""
-        return round(curve.asked_tokens / self.chunk_size * self.sampling_rate)
+        return round(curve.num_asked_chunks * self.sampling_rate)
 
     def is_too_early(self, curve: HitCurve) -> bool:
         """Return whether the curve is of too few uses for an estimate."""
@@ -88,15 +87,9 @@ class SizingReport:
 class Sizing:
     """Answers what other sizes of L1 would have hit. For the event loop."""
 
-    def __init__(
-        self,
-        source: CurveSource,
-        index: Index,
-        chunk_size: int,
-    ) -> None:
+    def __init__(self, source: CurveSource, index: Index) -> None:
         self.source = source
         self._index = index
-        self._chunk_size = chunk_size
 
     def report(self, window_seconds: float | None = None, *, tenant: str = "", model_name: str = "") -> SizingReport:
         """Return the curves of a tenant and model ("": of all) in a window (None: all that is remembered)."""
@@ -116,7 +109,6 @@ class Sizing:
             eviction=self._index.uses.eviction,
             active_policy=self._index.uses.policy_name,
             sampling_rate=self.source.sampling_rate,
-            chunk_size=self._chunk_size,
             never_full_bytes=None if self._index.num_evicted else pool.used_bytes,
         )
 
@@ -128,6 +120,7 @@ def added(curves: Sequence[HitCurve], tenant: str = "", model_name: str = "") ->
         model_name=model_name,
         window_seconds=max((curve.window_seconds for curve in curves), default=0.0),
         asked_tokens=sum(curve.asked_tokens for curve in curves),
+        num_asked_chunks=sum(curve.num_asked_chunks for curve in curves),
         hit_tokens=sum(curve.hit_tokens for curve in curves),
         points=tuple(_added(points) for points in zip(*(curve.points for curve in curves), strict=True)),
     )

@@ -138,6 +138,8 @@ class InstanceAttached(Event):
     model_name: str
     world_size: int
     rank: int
+    chunk_size: int
+    """Tokens per chunk."""
     chunk_bytes: int
     mapped_bytes: int
     transfer_backend: str

@@ -217,6 +217,7 @@ async def attach(
     prefill_tokens_per_second: float | None = None,
     model_revision: str = "",
     block_hash_seed: str = "",
+    chunk_size: int = 0,
     **memory: Any,
 ) -> Engine:
     """Attach an engine with a buffer of these groups; `memory` says how it is shared."""
@@ -232,6 +233,7 @@ async def attach(
             prefill_tokens_per_second=prefill_tokens_per_second,
             model_revision=model_revision,
             block_hash_seed=block_hash_seed,
+            chunk_size=chunk_size,
         )
     except BaseException:
         buffer.close()

@@ -548,13 +548,20 @@ refused(
 refused("AttachInstance", "memory of a device, over TCP", "FAILED_PRECONDITION REGION_FORBIDDEN", on_a_device)
 bad("Store", "a short ready_event", "ready_event", put("ready_event", b"event"))
 bad("Retrieve", "a short ready_event", "ready_event", put("ready_event", b"event"))
-for what, block_size in {"blocks that do not divide a chunk": 3, "blocks larger than a chunk": 32}.items():
+for what, block_size, chunk_size in (
+    ("blocks that do not divide the wanted chunk", 3, 16),
+    ("blocks larger than the wanted chunk", 32, 16),
+    ("blocks larger than any chunk", (1 << 20) + 4, 0),
+):
 
-    def put_block_size(request: Any, _: World, block_size: int = block_size) -> None:
+    def put_block_size(request: Any, _: World, block_size: int = block_size, chunk_size: int = chunk_size) -> None:
+        request.chunk_size = chunk_size
+        request.ClearField("regions")
         request.groups[1].block_size, request.groups[1].num_blocks = block_size, 4
         request.groups[1].block_stride_bytes = block_size * 32
 
     refused("AttachInstance", what, "FAILED_PRECONDITION CHUNK_SIZE_MISMATCH", put_block_size)
+bad("AttachInstance", "a chunk of too many tokens", "chunk_size", put("chunk_size", (1 << 20) + 1))
 for what, head_bytes in {"a chunk larger than L1": 1 << 20, "a chunk of 2**36 bytes": 2**32 - 1}.items():
 
     def put_head_bytes(request: Any, _: World, head_bytes: int = head_bytes) -> None:
@@ -569,6 +576,7 @@ for what, field_name, other in (
     ("another world", "world_size", 3),
     ("another revision", "model_revision", "2"),
     ("another seed of hashes", "block_hash_seed", "sha256 seed=0"),
+    ("another size of chunks", "chunk_size", 32),
 ):
 
     def second_rank(request: Any, _: World, field_name: str = field_name, other: Any = other) -> None:

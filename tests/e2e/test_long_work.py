@@ -66,7 +66,7 @@ class Site:
             world_size=1,
             rank=0,
             groups=(GROUP,),
-            identity=RankIdentity.of("m", 1, 0, (GROUP,)),
+            identity=RankIdentity.of("m", 1, 0, (GROUP,), CHUNK_SIZE),
             chunk_bytes=CHUNK_BYTES,
             slot_bytes=CHUNK_BYTES,
             buffer=None,

@@ -69,6 +69,7 @@ def curve(
         model_name=model_name,
         window_seconds=window_seconds,
         asked_tokens=round(ASKED_TOKENS * share),
+        num_asked_chunks=ASKED_TOKENS * share / 256,
         hit_tokens=round((tier or ratios[2]) * ASKED_TOKENS * share),
         points=tuple(_part(each, share) for each in points),
     )
@@ -109,7 +110,7 @@ def sizing(
     index = Index(Pool(L1_BYTES), eviction=eviction)
     index.uses.policy_name = active
     index.num_evicted = int(was_full)
-    return Sizing(source, index, 256)
+    return Sizing(source, index)
 
 
 class GrowingCurves(FakeCurves):

@@ -38,10 +38,10 @@ def test_show_lists_facts_and_chunks(path: Path) -> None:
     filled(path, [("red", "llama"), ("red", "llama"), ("", "\x1b[31mbad")]).close()
     shown = call("show", str(path))
     assert shown.exit_code == 0
-    assert {"state ready", "used by no process", "damaged records 0", "tokens per chunk 256"} <= set(lines(shown))
+    assert {"state ready", "used by no process", "damaged records 0"} <= set(lines(shown))
     assert "chunks 3, 24 KiB of 1 MiB" in lines(shown)
-    assert "red llama – 2 16 KiB" in lines(shown)
-    assert r"– \x1b[31mbad – 1 8 KiB" in lines(shown)
+    assert "red llama – 256 2 16 KiB" in lines(shown)
+    assert r"– \x1b[31mbad – 256 1 8 KiB" in lines(shown)
 
 
 def test_show_as_json_has_the_same(path: Path) -> None:
@@ -49,7 +49,14 @@ def test_show_as_json_has_the_same(path: Path) -> None:
     shown = json.loads(call("show", str(path), "--json").output)
     assert (shown["state"], shown["is_in_use"], shown["used_by_pid"]) == ("ready", True, os.getpid())
     assert shown["holdings"] == [
-        {"tenant": "red", "model_name": "llama", "model_revision": "", "num_chunks": 1, "num_bytes": SLOT_BYTES}
+        {
+            "tenant": "red",
+            "model_name": "llama",
+            "model_revision": "",
+            "chunk_size": 256,
+            "num_chunks": 1,
+            "num_bytes": SLOT_BYTES,
+        }
     ]
     memory.close()
 

@@ -20,6 +20,7 @@ def attach_request(
     prefill_tokens_per_second: float | None = None,
     model_revision: str = "",
     block_hash_seed: str = "",
+    chunk_size: int = 0,
 ) -> AttachInstanceRequest:
     """Return the request of an attach. Planes name regions that are there; without regions they have no place at all.
 
@@ -36,6 +37,7 @@ def attach_request(
         prefill_tokens_per_second=prefill_tokens_per_second,
         model_revision=model_revision,
         block_hash_seed=block_hash_seed,
+        chunk_size=chunk_size,
     )
     num_regions = len(request.regions)
     for number, group in enumerate(request.groups):

@@ -28,24 +28,23 @@ SECONDS_PER_GIB = np.array(_SECONDS_PER_LEVEL)
 
 
 class Worth:
-    """What chunks are worth. `chunk_tokens` is the length of a chunk.
+    """What chunks are worth.
 
     `tier_read_seconds(num_bytes, in_tiers)` says how long the quickest of the tiers with these bits needs to read so
     many bytes; None: none is known to be quick.
     """
 
     def __init__(self) -> None:
-        self.chunk_tokens = 256
         self.tier_read_seconds: Callable[[int, int], float | None] = lambda num_bytes, in_tiers: None
-        self._levels: dict[tuple[float | None, int, int], int] = {}  # of chunks that no tier has
+        self._levels: dict[tuple[float | None, int, int, int], int] = {}  # of chunks that no tier has
 
     def saved_seconds(self, chunk: Chunk) -> float:
         """Return how many seconds a hit on a chunk saves, 0 at least."""
         stats, num_bytes = chunk.namespace_stats, chunk.slot.size_bytes
-        tokens_before = max(chunk.position, 0) * self.chunk_tokens
+        tokens_before = max(chunk.position, 0) * stats.chunk_size
         rate = stats.prefill_tokens_per_second or USUAL_PREFILL_TOKENS_PER_SECOND
         # Each rank computes its part of these tokens at the same time, and each has a chunk of them.
-        seconds = self.chunk_tokens / rate * (1 + tokens_before / QUADRATIC_TOKENS) / stats.world_size
+        seconds = stats.chunk_size / rate * (1 + tokens_before / QUADRATIC_TOKENS) / stats.world_size
         if chunk.in_tiers:
             read_seconds = self.tier_read_seconds(num_bytes, chunk.in_tiers)
             if read_seconds is not None:
@@ -57,7 +56,7 @@ class Worth:
         if chunk.in_tiers:
             return self._level(chunk)
         stats = chunk.namespace_stats
-        alike = stats.prefill_tokens_per_second, stats.world_size, chunk.slot.size_bytes
+        alike = stats.prefill_tokens_per_second, stats.world_size, stats.chunk_size, chunk.slot.size_bytes
         level = self._levels.get(alike)
         if level is None:
             if len(self._levels) > _MAX_REMEMBERED:

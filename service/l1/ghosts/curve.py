@@ -28,13 +28,14 @@ class CurvePoint:
 class HitCurve:
     """What the lookups of a tenant and model asked for and hit in the last `window_seconds`, and the points.
 
-    `hit_tokens` is what the depot itself hit, its tiers included. The points are in the order of policies, then of
-    sizes. Each curve has the same policies and sizes.
+    `num_asked_chunks` is about `asked_tokens` in chunks. `hit_tokens` is what the depot itself hit, its tiers included.
+    The points are in the order of policies, then of sizes. Each curve has the same policies and sizes.
     """
 
     tenant: str
     model_name: str
     window_seconds: float
     asked_tokens: int
+    num_asked_chunks: float
     hit_tokens: int
     points: tuple[CurvePoint, ...]

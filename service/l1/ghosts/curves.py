@@ -87,6 +87,7 @@ def curve_of(
         model_name=group[1],
         window_seconds=window_seconds,
         asked_tokens=round(asked_tokens),
+        num_asked_chunks=asked_tokens / tally.chunk_size,
         hit_tokens=round(float(counts[HIT_TOKENS])),
         points=tuple(points),
     )

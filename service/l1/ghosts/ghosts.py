@@ -101,7 +101,7 @@ class Ghosts:
     def note_own(self, stats: NamespaceStats, outcome: Outcome, num_chunks: int) -> None:
         """Note how the depot itself answered the uses of chunks of one namespace, sampled or not."""
         if outcome >= Outcome.HIT:
-            self._tally(stats.tenant, stats.model_name).note_own(outcome, num_chunks * self._tokens(stats))
+            self._tally(stats.tenant, stats.model_name).note_own(outcome, num_chunks * _tokens(stats))
 
     def use(self, chunk: Chunk, outcome: Outcome, clock: int) -> None:
         """Simulate a use of a chunk, if it is in the sample. What the policies know of the chunk includes the use."""
@@ -120,8 +120,8 @@ class Ghosts:
         residence = table.residence[entry]
         if outcome is not Outcome.NOT_ASKED:
             stats, part = chunk.namespace_stats, key_hash % NUM_PARTS
-            tally, num_tokens = self._tally(stats.tenant, stats.model_name), self._tokens(stats)
-            tally.bytes_per_token = slot_bytes / num_tokens
+            tally, num_tokens = self._tally(stats.tenant, stats.model_name), _tokens(stats)
+            tally.chunk_size, tally.bytes_per_token = stats.chunk_size, slot_bytes / num_tokens
             tally.prefill_tokens_per_second = stats.prefill_tokens_per_second
             different = tally.note_sampled(
                 outcome, residence, self._active_bits, part, num_tokens * self.sampling.weight
@@ -189,10 +189,6 @@ class Ghosts:
             tally = self._tallies[group] = Tally()
         return tally
 
-    def _tokens(self, stats: NamespaceStats) -> float:
-        """Return the tokens of a chunk. Each rank has a chunk of the same tokens."""
-        return self._worth.chunk_tokens / stats.world_size
-
     def _insert(self, entry: int, missing: int, slot_bytes: int, clock: int) -> None:
         self._table.residence[entry] |= missing
         for number, cache in enumerate(self._ranked, start=NUM_LRU):
@@ -243,3 +239,8 @@ class Ghosts:
             if self._active_bits >> number & 1 and not active_bits >> number & 1:
                 cache.clear()
         self._active_bits = active_bits & ALL_BITS
+
+
+def _tokens(stats: NamespaceStats) -> float:
+    """Return the tokens of a chunk. Each rank has a chunk of the same tokens."""
+    return stats.chunk_size / stats.world_size

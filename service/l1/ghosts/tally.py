@@ -38,12 +38,13 @@ class Tally:
     own hits and this difference. A key that is used very often, and hits everywhere, is in no difference: it does not
     matter whether it is in the sample. `L1_TOKENS` and `ALL_TIERS_TOKENS` are these own hits, chunk by chunk.
 
-    `bytes_per_token` and `prefill_tokens_per_second` are those of the last chunk. The latter is None if no engine has
-    said one.
+    `chunk_size`, `bytes_per_token` and `prefill_tokens_per_second` are those of the last chunk. The last one is None if
+    no engine has said it.
     """
 
     def __init__(self) -> None:
         self.fields = array("d", bytes(8 * NUM_FIELDS))
+        self.chunk_size = 256
         self.bytes_per_token = 0.0
         self.prefill_tokens_per_second: float | None = None
 

@@ -18,7 +18,7 @@ def test_runs_are_as_long_and_regions_as_large_as_is_said(sizes: Sizes) -> None:
         for run_kib in sizes.run_kib:
             region = Region(num_tokens * sizes.token_bytes, CudaIpc(bytes(64), 0, "a device"))
             group = group_of(region, run_kib, sizes)
-            check_groups([group], [region.size_bytes], CHUNK_SIZE)
+            check_groups([group], [region.size_bytes])
             (plan,) = plan_groups([group], CHUNK_SIZE)
             assert plan.run_bytes == run_kib * 1024
             assert plan.num_blocks * plan.block_size == num_tokens

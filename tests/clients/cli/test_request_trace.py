@@ -103,3 +103,19 @@ def test_prompts_share_tokens_exactly_as_far_as_they_share_ids(first: list[int],
     for block in range(common, shorter):
         span = slice(block * BLOCK_TOKENS, (block + 1) * BLOCK_TOKENS)
         assert (tokens[span] == others[span]) == (first[block] == second[block])
+
+
+def test_one_model_of_a_recording_is_read_alone(tmp_path: Path) -> None:
+    lines = [
+        {"input_length": 32, "hash_ids": [0, 1], "block_tokens": 16, "model": 0, "recording": "a"},
+        {"input_length": 400, "hash_ids": [2], "block_tokens": 400, "model": 1, "recording": "a"},
+        {"input_length": 16, "hash_ids": [0], "block_tokens": 16, "model": 0, "recording": "a"},
+    ]
+    path = write(tmp_path / "trace.jsonl", *map(json.dumps, lines))
+    with pytest.raises(BadTrace, match="choose one model with --model"):
+        read_trace(path)
+    assert read_trace(path, model=0) == Trace([(0, 1), (0,)], [(), ()], 16)
+    assert read_trace(path, model=1) == Trace([(2,)], [()], 400)
+    assert read_trace(path, max_requests=1, model=0).requests == [(0, 1)]
+    with pytest.raises(BadTrace, match="no requests of model 2 in it"):
+        read_trace(path, model=2)

@@ -464,7 +464,7 @@ def test_keys_cover_the_tenant_and_are_what_they_were_without_one(
     prefix = Prefix(token_ids=np.zeros(0, np.uint32), cache_salt=salt, adapter=adapter)
 
     def namespace(*tenant: str) -> bytes:
-        return RankIdentity.of(model_name, world_size, 0, (), *tenant).namespace(prefix, CHUNK_SIZE)
+        return RankIdentity.of(model_name, world_size, 0, (), CHUNK_SIZE, *tenant).namespace(prefix)
 
     assert namespace() == namespace("")
     assert namespace(tenant) != namespace()
@@ -474,7 +474,7 @@ def test_keys_cover_the_tenant_and_are_what_they_were_without_one(
 def test_a_key_without_tenants_is_the_one_that_other_depots_of_this_format_make() -> None:
     assert CHUNK_FORMAT == 1, "another key needs another format, and another format another key"
     prefix = Prefix(token_ids=np.arange(CHUNK_SIZE, dtype=np.uint32))
-    (key,) = chunk_keys(RankIdentity.of("m", 1, 0, ()).namespace(prefix, CHUNK_SIZE), prefix, CHUNK_SIZE)
+    (key,) = chunk_keys(RankIdentity.of("m", 1, 0, (), CHUNK_SIZE).namespace(prefix), prefix, CHUNK_SIZE)
     assert key.hex() == "9af49a4b0092a02f0cc4d7c419b84e358324b6f1ce53fd53f428ab45d6ccd921"
 
 

@@ -35,6 +35,7 @@ STORED = StoredIdentity(
     groups=(GROUP,),
     cache_salt="",
     adapter="",
+    chunk_size=4,
     hash_block_size=0,
     model_revision="a",
 )
@@ -47,7 +48,7 @@ def attached(model_name: str, block_hash_seed: str = "") -> Attachment:
         world_size=1,
         rank=0,
         groups=(GROUP,),
-        identity=RankIdentity.of(model_name, 1, 0, (GROUP,)),
+        identity=RankIdentity.of(model_name, 1, 0, (GROUP,), 4),
         chunk_bytes=1,
         slot_bytes=1,
         buffer=None,
@@ -108,7 +109,10 @@ def test_seed_of_block_hashes_is_no_difference_between_prompts_of_token_ids() ->
 
 def test_chunks_that_the_depot_took_over_have_their_identities_named() -> None:
     stats = NamespaceStats(
-        Namespace(b"n"), "llama", "", 0, geometry=RankIdentity.of("llama", 1, 0, (GROUP,)).geometry, model_revision="a"
+        *(Namespace(b"n"), "llama", "", 0),
+        geometry=RankIdentity.of("llama", 1, 0, (GROUP,), 4).geometry,
+        chunk_size=4,
+        model_revision="a",
     )
     adopted = StoredIdentities([stats])
     for change, text in (

@@ -22,7 +22,7 @@ def owner() -> TransferOwner:
         world_size=1,
         rank=0,
         groups=(),
-        identity=RankIdentity.of("m", 1, 0, ()),
+        identity=RankIdentity.of("m", 1, 0, (), 4),
         chunk_bytes=1,
         slot_bytes=1,
         buffer=None,

@@ -11,13 +11,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from service.l1 import ledger
 from service.l1.adoption import Adoption, Doubt, adopt
 from service.l1.chunk import Chunk, NamespaceStats, PendingWrite
 from service.l1.format import CELL_BYTES, RECORD_BYTES
 from service.l1.index import Index
 from service.l1.keys import ChunkKey, Namespace
-from service.l1.ledger import Ledger
-from service.l1.namespace_table import NamespaceTable
+from service.l1.ledger import Ledger, facts_of
+from service.l1.namespace_table import Facts, NamespaceTable
 from service.l1.past import RemovalReason
 from service.l1.pool import Pool
 from service.l1.records import RecordTable
@@ -26,6 +27,7 @@ SLOT_BYTES = 4096
 NUM_SLOTS = 8
 CAPACITY_BYTES = NUM_SLOTS * SLOT_BYTES
 MEMORY_ID = bytes(32)
+CHUNK_SIZE_OF_MEMORY = 64
 
 
 class Tables:
@@ -37,7 +39,9 @@ class Tables:
 
     def ledger(self) -> Ledger:
         return Ledger(
-            RecordTable(memoryview(self.records), MEMORY_ID), NamespaceTable(memoryview(self.cells), MEMORY_ID)
+            RecordTable(memoryview(self.records), MEMORY_ID),
+            NamespaceTable(memoryview(self.cells), MEMORY_ID),
+            CHUNK_SIZE_OF_MEMORY,
         )
 
     def new_index(self) -> Index:
@@ -64,6 +68,7 @@ def stats_of(index: Index, namespace: str = "n", chunk_bytes: int = SLOT_BYTES) 
         adapter="a",
         world_size=4,
         geometry=b"\0\xff",
+        chunk_size=32,
         chunk_bytes=chunk_bytes,
     )
 
@@ -425,3 +430,19 @@ def test_random_damage_of_the_tables_never_invents_a_chunk(pending_write: Pendin
         later.check()
         for each, fields in contents(later).items():
             assert fields[:-1] == right[each][:-1]
+
+
+def test_chunks_keep_their_size_in_tokens_and_those_of_an_older_depot_have_the_one_of_its_memory(
+    pending_write: PendingWrite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_chunk_size(stats: NamespaceStats) -> Facts:
+        return {name: value for name, value in facts_of(stats).items() if name != "chunk_size"}
+
+    tables = Tables()
+    store(tables.new_index(), "ab", pending_write)
+    monkeypatch.setattr(ledger, "facts_of", without_chunk_size)
+    older = Tables()
+    store(older.new_index(), "ab", pending_write)
+    for written, chunk_size in ((tables, 32), (older, CHUNK_SIZE_OF_MEMORY)):
+        index, _ = written.adopted()
+        assert [stats.chunk_size for stats in index.namespaces()] == [chunk_size]

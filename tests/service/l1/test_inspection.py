@@ -13,7 +13,7 @@ import pytest
 
 from service.l1.file_use import is_locked, lock
 from service.l1.format import RECORD_BYTES, Layout
-from service.l1.inspection import inspect
+from service.l1.inspection import Holding, inspect
 from service.l1.l1_file import L1FileUnusable
 from tests.fakes.l1_file import L1_BYTES, SLOT_BYTES, filled
 
@@ -27,10 +27,10 @@ def path() -> Iterator[Path]:
 def test_chunks_are_counted_by_tenant_and_model(path: Path) -> None:
     filled(path, [("red", "a"), ("red", "a"), ("blue", "a"), ("blue", "b"), ("red", "a")], chunk_size=128).close()
     contents = inspect(path)
-    assert [(each.tenant, each.model_name, each.num_chunks, each.num_bytes) for each in contents.holdings] == [
-        ("red", "a", 3, 3 * SLOT_BYTES),
-        ("blue", "a", 1, SLOT_BYTES),
-        ("blue", "b", 1, SLOT_BYTES),
+    assert contents.holdings == [
+        Holding("red", "a", "", 256, 3, 3 * SLOT_BYTES),
+        Holding("blue", "a", "", 256, 1, SLOT_BYTES),
+        Holding("blue", "b", "", 256, 1, SLOT_BYTES),
     ]
     assert (contents.num_chunks, contents.num_damaged, contents.is_cut_short) == (5, 0, False)
     assert contents.header is not None

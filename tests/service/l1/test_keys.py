@@ -52,8 +52,8 @@ def keys(
     tenant: str = "",
     **more: Any,
 ) -> list[ChunkKey]:
-    identity = RankIdentity.of(model, world_size, rank, groups or (group(),), tenant, **more)
-    return list(chunk_keys(identity.namespace(prefix, CHUNK_SIZE), prefix, CHUNK_SIZE))
+    identity = RankIdentity.of(model, world_size, rank, groups or (group(),), CHUNK_SIZE, tenant, **more)
+    return list(chunk_keys(identity.namespace(prefix), prefix, CHUNK_SIZE))
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=40), st.lists(st.integers(0, 2**32 - 1), max_size=40))
@@ -70,7 +70,7 @@ def test_equal_tokens_after_another_prefix_are_another_chunk() -> None:
 
 def test_a_key_is_blake3_over_its_parent_and_its_little_endian_tokens() -> None:
     prefix = tokens(1, 2, 3, 4, 2**32 - 1, 6, 7, 8)
-    namespace = RankIdentity.of("m", 1, 0, (group(),)).namespace(prefix, CHUNK_SIZE)
+    namespace = RankIdentity.of("m", 1, 0, (group(),), CHUNK_SIZE).namespace(prefix)
     first = blake3(namespace + prefix.token_ids[:4].astype("<u4").tobytes()).digest()
     second = blake3(first + prefix.token_ids[4:].astype("<u4").tobytes()).digest()
     assert keys(prefix) == [first, second]
@@ -115,9 +115,9 @@ def test_another_format_of_chunks_has_other_keys(monkeypatch: pytest.MonkeyPatch
 
 
 def test_equal_beginnings_of_chunks_of_another_size_are_other_chunks() -> None:
-    identity = RankIdentity.of("m", 1, 0, (group(),))
     prefix = tokens(1, 2, 3, 4)
-    assert identity.namespace(prefix, 2) != identity.namespace(prefix, 4)
+    short, long = (RankIdentity.of("m", 1, 0, (group(),), chunk_size).namespace(prefix) for chunk_size in (2, 4))
+    assert short != long
 
 
 def test_groups_can_be_read_from_a_geometry() -> None:
@@ -127,13 +127,13 @@ def test_groups_can_be_read_from_a_geometry() -> None:
     )
     for groups in ((), (group(),), (group(num_heads=5), latent)):
         for tenant in ("", "red"):
-            geometry = RankIdentity.of("m", 1, 0, groups, tenant).geometry
-            assert RankIdentity.of("m", 1, 0, groups_of(geometry), tenant).geometry == geometry
+            geometry = RankIdentity.of("m", 1, 0, groups, CHUNK_SIZE, tenant).geometry
+            assert RankIdentity.of("m", 1, 0, groups_of(geometry), CHUNK_SIZE, tenant).geometry == geometry
 
 
 @given(st.binary(max_size=60), st.integers(0, 60))
 def test_geometry_of_other_bytes_is_groups_or_a_value_error(noise: bytes, end: int) -> None:
-    geometry = RankIdentity.of("m", 1, 0, (group(), group())).geometry
+    geometry = RankIdentity.of("m", 1, 0, (group(), group()), CHUNK_SIZE).geometry
     for each in (noise, geometry[:end], geometry[:end] + noise):
         with suppress(ValueError):
             groups_of(each)

@@ -89,7 +89,6 @@ def test_a_preallocated_file_without_a_byte_is_used(path: Path) -> None:
     "options, reason",
     [
         ({"cache_epoch": 3}, "its cache_epoch is 0, this depot's is 3"),
-        ({"chunk_size": 16}, "its chunk_size is 256, this depot's is 16"),
         ({"l1_bytes": 2 * L1_BYTES}, "its l1_size is 1048576, this depot's is 2097152"),
         ({"l1_bytes": L1_BYTES // 2}, "its l1_size is 1048576, this depot's is 524288"),
     ],
@@ -103,6 +102,15 @@ def test_a_file_of_other_settings_starts_empty_and_says_why(path: Path, options:
     again = opened(path, **options)
     assert again.has_records
     again.close()
+
+
+def test_a_file_of_another_chunk_size_keeps_its_chunks_and_says_which_size_they_had(path: Path) -> None:
+    prepared(path)
+    for _ in range(2):
+        memory = opened(path, chunk_size=16)
+        assert memory.has_records
+        assert memory.ledger.chunk_size == 256
+        memory.close()
 
 
 def test_a_file_of_another_format_starts_empty(path: Path) -> None:

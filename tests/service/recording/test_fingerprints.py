@@ -12,7 +12,7 @@ from service.l1.keys import Namespace, Prefix
 from service.recording.fingerprints import Fingerprints
 
 BLOCK_TOKENS = 4
-FINGERPRINTS = Fingerprints(BLOCK_TOKENS)
+FINGERPRINTS = Fingerprints()
 NAMESPACE, OTHER_NAMESPACE = Namespace(b"n" * 32), Namespace(b"o" * 32)
 TOKENS = st.lists(st.sampled_from([0, 1, 2, 2**32 - 1]) | st.integers(0, 2**32 - 1), max_size=14)
 
@@ -28,9 +28,9 @@ def all_of(tokens: Sequence[int], namespace: Namespace = NAMESPACE, *, step: int
     found: list[int] = []
     for first in range(0, num_blocks, step):
         blocks = range(first, min(num_blocks, first + step))
-        found += FINGERPRINTS.of_blocks(namespace, found[-1] if found else 0, given, blocks)
+        found += FINGERPRINTS.of_blocks(namespace, found[-1] if found else 0, given, blocks, BLOCK_TOKENS)
     if len(tokens) % BLOCK_TOKENS:
-        found.append(FINGERPRINTS.of_rest(namespace, found[-1] if found else 0, given, num_blocks))
+        found.append(FINGERPRINTS.of_rest(namespace, found[-1] if found else 0, given, num_blocks, BLOCK_TOKENS))
     return found
 
 
@@ -62,12 +62,12 @@ def test_another_namespace_and_another_process_have_others(tokens: list[int]) ->
     assert not {*all_of(tokens)} & {*all_of(tokens, OTHER_NAMESPACE)}
     if len(tokens) >= BLOCK_TOKENS:
         blocks = range(len(tokens) // BLOCK_TOKENS)
-        elsewhere = Fingerprints(BLOCK_TOKENS).of_blocks(NAMESPACE, 0, prefix(tokens), blocks)
+        elsewhere = Fingerprints().of_blocks(NAMESPACE, 0, prefix(tokens), blocks, BLOCK_TOKENS)
         assert not {*all_of(tokens)} & {*elsewhere}
 
 
 def test_random_blocks_do_not_collide() -> None:
     tokens = np.random.default_rng(1).integers(0, 3, 4 * 200_000, dtype=np.uint32)
-    found = FINGERPRINTS.of_blocks(NAMESPACE, 0, Prefix(token_ids=tokens), range(200_000))
+    found = FINGERPRINTS.of_blocks(NAMESPACE, 0, Prefix(token_ids=tokens), range(200_000), BLOCK_TOKENS)
     assert len(set(found)) == 200_000
     assert max(found) < 1 << 64

@@ -30,12 +30,12 @@ def hashes(names: Iterable[bytes], hash_block_size: int = 2) -> Prefix:
 
 
 def looked_up(request: int, prompt: Prefix, *, before: int = 0, seconds: float = 0.0, **fields: Any) -> LookedUp:
-    given = {"namespace": NAMESPACE, "tenant": "", "model_name": "model", **fields}
+    given = {"namespace": NAMESPACE, "chunk_size": BLOCK_TOKENS, "tenant": "", "model_name": "model", **fields}
     return LookedUp(request=request, request_before=before, monotonic=START + seconds, prefix=prompt, **given)
 
 
 def opened(*seen: Seen) -> OpenRequests:
-    requests = OpenRequests(BLOCK_TOKENS, START)
+    requests = OpenRequests(START)
     take(requests, *seen)
     return requests
 
@@ -146,7 +146,7 @@ def test_a_line_does_not_wait_for_ever_and_is_written_once() -> None:
 
 def test_lines_that_wait_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_requests, "MAX_HELD_IDS", 10)
-    requests = OpenRequests(BLOCK_TOKENS, START)
+    requests = OpenRequests(START)
     num_lines = 0
     for number in range(1, 100):
         tokens = prefix(range(4 * (number % 5 + 1)))
@@ -188,3 +188,12 @@ def test_a_line_says_nothing_of_tokens_keys_and_names() -> None:
         *("block_tokens", "model", "tenant", "recording"),
     }
     assert (found["hash_ids"], found["model"], found["tenant"]) == ([0], 0, 0)
+
+
+def test_each_line_has_the_blocks_of_its_instance() -> None:
+    short, long = lines_of(
+        looked_up(1, prefix(range(16))),
+        looked_up(2, hashes([b"one ", b"two "], hash_block_size=8), namespace=OTHER_NAMESPACE, chunk_size=8),
+    )
+    assert (short["block_tokens"], len(short["hash_ids"]), short["input_length"]) == (BLOCK_TOKENS, 4, 16)
+    assert (long["block_tokens"], len(long["hash_ids"]), long["input_length"]) == (8, 2, 16)

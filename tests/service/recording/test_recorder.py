@@ -66,13 +66,14 @@ def looked_up(request: int, num_tokens: int = 8) -> LookedUp:
         monotonic=0.0,
         prefix=Prefix(token_ids=np.arange(num_tokens, dtype=np.uint32)),
         namespace=Namespace(b"n" * 32),
+        chunk_size=BLOCK_TOKENS,
         tenant="",
         model_name="model",
     )
 
 
 def started(path: Path, bus: Bus | None = None, **options: Any) -> Recorder:
-    recorder = Recorder(path, MIB, block_tokens=BLOCK_TOKENS, bus=bus, **options)
+    recorder = Recorder(path, MIB, bus=bus, **options)
     recorder.start()
     return recorder
 
@@ -170,6 +171,6 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_end(
 
 
 async def test_a_recorder_that_never_started_lets_go_of_its_file(path: Path) -> None:
-    recorder = Recorder(path, MIB, block_tokens=BLOCK_TOKENS, bus=None)
+    recorder = Recorder(path, MIB, bus=None)
     await recorder.close()
     await started(path).close()

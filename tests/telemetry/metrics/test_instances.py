@@ -25,6 +25,7 @@ def attached(instance_id: str, rate: float | None = None, **changes: Any) -> Ins
         model_name="m",
         world_size=2,
         rank=0,
+        chunk_size=256,
         chunk_bytes=1,
         mapped_bytes=1,
         transfer_backend="host",

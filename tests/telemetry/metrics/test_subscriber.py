@@ -57,6 +57,7 @@ def attached(instance_id: str, model_name: str) -> InstanceAttached:
         model_name=model_name,
         world_size=1,
         rank=0,
+        chunk_size=256,
         chunk_bytes=1,
         mapped_bytes=1,
         transfer_backend="host",

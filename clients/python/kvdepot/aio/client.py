@@ -54,6 +54,7 @@ class AsyncDepotClient(AsyncPinCalls):
         prefill_tokens_per_second: float | None = None,
         model_revision: str = "",
         block_hash_seed: str = "",
+        chunk_size: int = 0,
         timeout_seconds: float | None = None,
     ) -> AsyncAttachment:
         """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
@@ -65,6 +66,7 @@ class AsyncDepotClient(AsyncPinCalls):
         `model_revision` is the revision of the weights: instances share KV only if it is equal, also with engines that
         have ended. `block_hash_seed` names the algorithm and the seed of the engine's block hashes, such as
         "sha256_cbor seed=0", for engines that name prompts by hashes; empty: no other process has the same hashes.
+        `chunk_size` is the tokens of a chunk, a multiple of each group's block size; 0: one near the depot's own.
 
         `on_lost` is called once, on the event loop, if the stream ends before `AsyncAttachment.close`.
         """
@@ -79,6 +81,7 @@ class AsyncDepotClient(AsyncPinCalls):
             prefill_tokens_per_second,
             model_revision,
             block_hash_seed,
+            chunk_size,
         )
         timeout = self._calls.timeout(timeout_seconds)
         attachment = AsyncAttachment(self._calls, self._attachments, request, on_lost)

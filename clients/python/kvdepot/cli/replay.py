@@ -67,6 +67,9 @@ def replay(
         list[int] | None, typer.Option(min=1, metavar="BLOCKS", help="Also show plain LRU of this size; repeatable.")
     ] = None,
     limit_requests: Annotated[int | None, typer.Option(min=1, help="Play only the first requests.")] = None,
+    model: Annotated[
+        int | None, typer.Option(min=0, metavar="NUMBER", help="Play only the requests of this model of a recording.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="How many requests are played at a time.")] = 1,
     jobs: Annotated[
         int | None,
@@ -108,6 +111,7 @@ def replay(
     run = ReplayRun(
         trace=str(trace.absolute()),
         limit_requests=limit_requests,
+        model=model,
         l1_chunks=l1_chunks[0],
         l2=urls,
         l2_write=l2_write,
@@ -150,7 +154,7 @@ def _play(runs: Sequence[ReplayRun], jobs: int) -> list[Summary]:
 
     Raises: what `FAILURES` names.
     """
-    trace = read_trace(Path(runs[0].trace), runs[0].limit_requests)
+    trace = read_trace(Path(runs[0].trace), runs[0].limit_requests, runs[0].model)
     with ReplayProgress(runs, len(trace.requests)) as progress:
         if len(runs) > 1:
             jobs = min(jobs, len(runs))

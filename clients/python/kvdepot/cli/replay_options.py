@@ -46,6 +46,7 @@ class ReplayRun:
 
     trace: str
     limit_requests: int | None = None
+    model: int | None = None
     l1_chunks: int
     eviction: Eviction = Eviction.AUTO
     l2: Sequence[str] = ()
@@ -65,7 +66,7 @@ class ReplayRun:
 
     def flags(self, node: int, block_tokens: int) -> list[str]:
         """Return the flags of one node's depot, for a trace with such blocks. Nodes count from 1."""
-        flags = ["--chunk-size", str(block_tokens), "--l1-size", str(self.l1_chunks * chunk_bytes_of(block_tokens))]
+        flags = ["--l1-size", str(self.l1_chunks * chunk_bytes_of(block_tokens))]
         for url in self.l2:
             flags += ["--l2", url.replace(NODE, str(node)).replace(RUN, f"{self.eviction}-{self.l1_chunks}")]
         return [*flags, "--l2-write", self.l2_write, "--eviction", self.eviction]

@@ -52,7 +52,7 @@ def main(text: str) -> None:
     run = ReplayRun.from_json(text)
     num_played = 0
     try:
-        trace = read_trace(Path(run.trace), run.limit_requests)
+        trace = read_trace(Path(run.trace), run.limit_requests, run.model)
         every = max(1, len(trace.requests) // _REPORTS)
 
         def report() -> None:

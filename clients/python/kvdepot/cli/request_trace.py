@@ -42,12 +42,12 @@ class Trace:
     block_tokens: int = BLOCK_TOKENS
 
 
-def read_trace(path: Path, max_requests: int | None = None) -> Trace:
-    """Return the block ids of every request, in order.
+def read_trace(path: Path, max_requests: int | None = None, model: int | None = None) -> Trace:
+    """Return the block ids of every request, in order. `model` leaves out those of other models of a recording.
 
     Raises: BadTrace, OSError.
     """
-    reader = _Reader()
+    reader = _Reader(model)
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -58,14 +58,16 @@ def read_trace(path: Path, max_requests: int | None = None) -> Trace:
     except UnicodeDecodeError as error:
         raise BadTrace(f"{path}: not a text file: {error}") from error
     if not reader.requests:
-        raise BadTrace(f"{path}: no requests in it")
+        of_model = f" of model {model}" if model is not None else ""
+        raise BadTrace(f"{path}: no requests{of_model} in it")
     return Trace(reader.requests, reader.outputs, reader.block_tokens)
 
 
 class _Reader:
-    """Reads the lines of one trace. All of them have the block size of the first one."""
+    """Reads the lines of one trace, those of one `model` if that is given. All of these have the same block size."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: int | None) -> None:
+        self._model = model
         self.requests: list[HashIds] = []
         self.outputs: list[HashIds] = []
         self.block_tokens = BLOCK_TOKENS
@@ -82,11 +84,16 @@ class _Reader:
             raise BadTrace(f"{where}: not JSON: {error}") from error
         if not isinstance(request, dict):
             raise BadTrace(f'{where}: expected an object with a list "hash_ids"')
+        if self._model is not None and request.get("model") != self._model:
+            return
         block_tokens = _integer(request, "block_tokens", BLOCK_TOKENS, range(2, MAX_BLOCK_TOKENS + 1), where)
         if not self.requests:
             self.block_tokens = block_tokens
         elif block_tokens != self.block_tokens:
-            raise BadTrace(f"{where}: blocks of {block_tokens} tokens, after blocks of {self.block_tokens} tokens")
+            raise BadTrace(
+                f"{where}: blocks of {block_tokens} tokens, after blocks of {self.block_tokens} tokens: "
+                "choose one model with --model"
+            )
         first_id = self._first_id(request, where)
         max_id = MAX_HASH_ID if first_id is None else MAX_RECORDED_ID
         prompt = _ids(request, "hash_ids", max_id, where)

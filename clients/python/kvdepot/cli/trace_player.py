@@ -91,6 +91,7 @@ async def replay_trace(
                 instance_id=f"{replay_id}-{number}",
                 model_name="replay",
                 model_revision=replay_id,  # a shared tier may have the chunks of an earlier replay
+                chunk_size=block_tokens,
                 groups=[layout.from_shape(shape)],
                 regions=[buffer.region],
             )

@@ -55,6 +55,7 @@ class DepotClient(PinCalls):
         prefill_tokens_per_second: float | None = None,
         model_revision: str = "",
         block_hash_seed: str = "",
+        chunk_size: int = 0,
         timeout_seconds: float | None = None,
     ) -> Attachment:
         """Register one rank and the memory of its paged KV buffer, and wait for the acknowledgement.
@@ -66,6 +67,7 @@ class DepotClient(PinCalls):
         `model_revision` is the revision of the weights: instances share KV only if it is equal, also with engines that
         have ended. `block_hash_seed` names the algorithm and the seed of the engine's block hashes, such as
         "sha256_cbor seed=0", for engines that name prompts by hashes; empty: no other process has the same hashes.
+        `chunk_size` is the tokens of a chunk, a multiple of each group's block size; 0: one near the depot's own.
 
         `on_lost` is called once, in the attachment's thread, if the stream ends before `Attachment.close`.
         """
@@ -80,6 +82,7 @@ class DepotClient(PinCalls):
             prefill_tokens_per_second,
             model_revision,
             block_hash_seed,
+            chunk_size,
         )
         timeout = self._calls.timeout(timeout_seconds)
         attachment = Attachment(self._calls, self._attachments, request, on_lost)

@@ -792,6 +792,7 @@ class Instance(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     MODEL_REVISION_FIELD_NUMBER: _builtins.int
     BLOCK_HASH_SEED_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Its id."""
     model_name: _builtins.str
@@ -808,6 +809,8 @@ class Instance(_message.Message):
     """The revision of its weights. Empty: it named none."""
     block_hash_seed: _builtins.str
     """The algorithm and the seed of its block hashes. Empty: it named none."""
+    chunk_size: _builtins.int
+    """Tokens per chunk of its ranks."""
     @_builtins.property
     def ranks(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttachedRank]:
         """The ranks that are attached."""
@@ -824,10 +827,11 @@ class Instance(_message.Message):
         tenant: _builtins.str = ...,
         model_revision: _builtins.str = ...,
         block_hash_seed: _builtins.str = ...,
+        chunk_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash_seed", b"block_hash_seed", "instance_id", b"instance_id", "model_name", b"model_name", "model_revision", b"model_revision", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "ranks", b"ranks", "tenant", b"tenant", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash_seed", b"block_hash_seed", "chunk_size", b"chunk_size", "instance_id", b"instance_id", "model_name", b"model_name", "model_revision", b"model_revision", "num_leases", b"num_leases", "num_sessions", b"num_sessions", "ranks", b"ranks", "tenant", b"tenant", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -344,6 +344,7 @@ class AttachInstanceRequest(_message.Message):
     PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     MODEL_REVISION_FIELD_NUMBER: _builtins.int
     BLOCK_HASH_SEED_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Unique per replica of the engine: a pod name or a uuid, never a bare pid. At most 256 bytes."""
     model_name: _builtins.str
@@ -368,6 +369,12 @@ class AttachInstanceRequest(_message.Message):
     block hashes, and of no others. At most 256 bytes. Empty: the seed is this process's own, or it is unknown. Then no
     other process can find the chunks. A depot with a file for its chunks refuses block hashes of this instance.
     """
+    chunk_size: _builtins.int
+    """Tokens per chunk that the engine wants, at most 1,048,576; a multiple of each group's block_size. 0: the depot takes
+    the multiple of all of them that is nearest to its setting chunk_size, the smaller one of two. The acknowledgement
+    names it. It is part of the cache identity: instances share chunks only if their chunks have the same size. All
+    ranks of an instance have the same.
+    """
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvGroup]:
         """The layers of this rank, 1 to 256 groups. Block tables come in this order."""
@@ -388,10 +395,11 @@ class AttachInstanceRequest(_message.Message):
         prefill_tokens_per_second: _builtins.float | None = ...,
         model_revision: _builtins.str = ...,
         block_hash_seed: _builtins.str = ...,
+        chunk_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "prefill_tokens_per_second", b"prefill_tokens_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "block_hash_seed", b"block_hash_seed", "groups", b"groups", "instance_id", b"instance_id", "model_name", b"model_name", "model_revision", b"model_revision", "prefill_tokens_per_second", b"prefill_tokens_per_second", "rank", b"rank", "regions", b"regions", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second", "block_hash_seed", b"block_hash_seed", "chunk_size", b"chunk_size", "groups", b"groups", "instance_id", b"instance_id", "model_name", b"model_name", "model_revision", b"model_revision", "prefill_tokens_per_second", b"prefill_tokens_per_second", "rank", b"rank", "regions", b"regions", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["prefill_tokens_per_second"]  # noqa: Y015
     _WhichOneofArgType__prefill_tokens_per_second: _TypeAlias = _typing.Literal["_prefill_tokens_per_second", b"_prefill_tokens_per_second"]  # noqa: Y015
@@ -456,7 +464,7 @@ class AttachInstanceResponse(_message.Message):
     DEPOT_INCARNATION_FIELD_NUMBER: _builtins.int
     ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
     chunk_size: _builtins.int
-    """Tokens per chunk."""
+    """Tokens per chunk of this instance."""
     chunk_bytes: _builtins.int
     """Bytes of one chunk of this rank, over all its groups."""
     server_version: _builtins.str
@@ -750,7 +758,7 @@ class Prefix(_message.Message):
     """The LoRA adapter. Prompts with different adapters never share chunks. At most 512 bytes."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """All token ids of the prompt, from token 0; at most 4,194,304. They are packed fixed32, which is the array of uint32
+        """All token ids of the prompt, from token 0; at most 4,194,304, and at most 262,144 whole chunks. They are packed fixed32, which is the array of uint32
         that clients have.
         """
 

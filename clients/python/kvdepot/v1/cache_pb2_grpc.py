@@ -122,11 +122,12 @@ class CacheServiceServicer(object):
 
         Errors:
         INVALID_ARGUMENT    INVALID_REQUEST: a field is missing or contradicts another (see the field violations).
-        FAILED_PRECONDITION CHUNK_SIZE_MISMATCH: chunk_size is not a multiple of a group's block_size.
+        FAILED_PRECONDITION CHUNK_SIZE_MISMATCH: chunk_size is not a multiple of a group's block_size. Or the least common
+        multiple of the groups' block sizes is above 1,048,576.
         FAILED_PRECONDITION CHUNK_TOO_LARGE: one chunk of this model does not fit into L1.
         FAILED_PRECONDITION RANK_ATTACHED: another live stream has attached this rank.
-        FAILED_PRECONDITION INSTANCE_MISMATCH: model_name, world_size, model_revision or block_hash_seed differ from those
-        of the instance's other ranks.
+        FAILED_PRECONDITION INSTANCE_MISMATCH: model_name, world_size, model_revision, block_hash_seed or the chunk size
+        differ from those of the instance's other ranks.
         FAILED_PRECONDITION REGION_UNAVAILABLE: the depot can't open the memory, or its size is not size_bytes. Or some
         pages do not exist yet, and too little memory is left to make them. On a live stream: the
         engine took memory away, which ends the attachment.

@@ -523,7 +523,7 @@ class ExplainPrefixResponse(_message.Message):
     model_name: _builtins.str
     """Its model."""
     chunk_size: _builtins.int
-    """Tokens per chunk."""
+    """Tokens per chunk of the instance."""
     prompt_tokens: _builtins.int
     """Tokens of the prompt; with block hashes, those of whole blocks."""
     matched_tokens: _builtins.int
@@ -548,8 +548,8 @@ class ExplainPrefixResponse(_message.Message):
 
     @_builtins.property
     def other_identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___OtherIdentity]:
-        """Other models, revisions, salts, adapters or geometries under which more of the prompt is stored, the longest match
-        first; at most 8. Only those of the tenant.
+        """Other models, revisions, salts, adapters, geometries or chunk sizes under which more of the prompt is stored, the
+        longest match first; at most 8. Only those of the tenant.
         """
 
     @_builtins.property
@@ -692,6 +692,7 @@ class OtherIdentity(_message.Message):
     MATCHED_TOKENS_FIELD_NUMBER: _builtins.int
     MODEL_REVISION_FIELD_NUMBER: _builtins.int
     BLOCK_HASH_SEED_FIELD_NUMBER: _builtins.int
+    CHUNK_SIZE_FIELD_NUMBER: _builtins.int
     model_name: _builtins.str
     """The model."""
     other_salt: _builtins.bool
@@ -708,6 +709,8 @@ class OtherIdentity(_message.Message):
     """The revision of the weights."""
     block_hash_seed: _builtins.str
     """The algorithm and the seed of the block hashes. Empty if the prompt is of token ids."""
+    chunk_size: _builtins.int
+    """Tokens per chunk."""
     def __init__(
         self,
         *,
@@ -719,10 +722,11 @@ class OtherIdentity(_message.Message):
         matched_tokens: _builtins.int = ...,
         model_revision: _builtins.str = ...,
         block_hash_seed: _builtins.str = ...,
+        chunk_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hash_seed", b"block_hash_seed", "matched_tokens", b"matched_tokens", "model_name", b"model_name", "model_revision", b"model_revision", "other_geometry", b"other_geometry", "other_salt", b"other_salt", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hash_seed", b"block_hash_seed", "chunk_size", b"chunk_size", "matched_tokens", b"matched_tokens", "model_name", b"model_name", "model_revision", b"model_revision", "other_geometry", b"other_geometry", "other_salt", b"other_salt", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,7 +56,7 @@ def test_what_an_answer_brings_is_not_asked_for_and_hits_later() -> None:
     assert (curve.asked_tokens, curve.hit_tokens) == (2 * CHUNK_TOKENS, 0)
     traffic.request(["a", "b", "answer", "c"])
     [curve] = traffic.index.ghosts.curves(float("inf"))
-    assert (curve.asked_tokens, curve.hit_tokens) == (6 * CHUNK_TOKENS, 3 * CHUNK_TOKENS)
+    assert (curve.asked_tokens, curve.num_asked_chunks, curve.hit_tokens) == (6 * CHUNK_TOKENS, 6, 3 * CHUNK_TOKENS)
     assert traffic.hit_tokens(PolicyName.LRU) == 3 * CHUNK_TOKENS
 
 

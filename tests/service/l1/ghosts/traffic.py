@@ -17,7 +17,7 @@ from service.l1.keys import ChunkKey, Namespace
 from service.l1.pool import Pool
 
 SLOT_BYTES = 64
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 128
 
 
 def key(name: object) -> ChunkKey:
@@ -66,7 +66,9 @@ class Traffic:
         """Look up the chunks of a prompt, and store them. The last `num_answered` are those of the answer."""
         index, request = self.index, self.index.new_request()
         namespace = Namespace(f"{tenant}/{model_name}/{slot_bytes}".encode())
-        stats = index.namespace_stats(namespace, model_name=model_name, cache_salt="", rank=0, tenant=tenant)
+        stats = index.namespace_stats(
+            namespace, model_name=model_name, cache_salt="", rank=0, tenant=tenant, chunk_size=CHUNK_TOKENS
+        )
         num_asked = len(names) - num_answered
         chunks: list[Chunk] = []
         for name in names[:num_asked]:
