@@ -99,8 +99,8 @@ def test_partial_load_counts_both_parts(driver: SchedulerDriver) -> None:
     transfer_id = loading(driver, request_of(20), local_tokens=4)
     counted(driver)
     late = TransferOutcome(seconds=0.1, reason="TIER_LATE")
-    report(driver, transfer_id, late, partial={transfer_id: 12})
     report(driver, transfer_id, late, partial={transfer_id: 10})
+    report(driver, transfer_id, late, partial={transfer_id: 12})
     found = counted(driver)
     assert (found["tokens", "load"], found["failed_tokens", "load"]) == (6, 6)
     assert found["failed_transfers", "load", "TIER_LATE"] == 1
