@@ -91,8 +91,8 @@ async def from_disk(proof: Proof, a: Engine, b: Engine) -> str:
     loading = statistics.median(answer.first_seconds for answer in answers)
     without = proof.plain.first_seconds["alone"]
     return (
-        f"cached {cached[0]} of 1900, {num_read} chunks read, all counted as hits of the disk; TTFT {loading * 1000:.0f} ms from the disk, "
-        f"{without * 1000:.0f} ms without a connector; {same}"
+        f"cached {cached[0]} of 1900, {num_read} chunks read, all counted as hits of the disk; "
+        f"TTFT {loading * 1000:.0f} ms from the disk, {without * 1000:.0f} ms without a connector; {same}"
     )
 
 
