@@ -160,8 +160,8 @@ def test_chunks_of_a_longer_prompt_name_their_parent(start: Start) -> None:
     "changes",
     [
         {},
-        {"kv_events_config": SimpleNamespace(enable_kv_cache_events=False)},
-        {"kv_transfer_config__is_kv_consumer": False},
+        {"kv_events_config": NO_EVENTS},
+        {"kv_events_config": EVENTS, "kv_transfer_config__is_kv_consumer": False},
     ],
     ids=["without events", "events are off", "an engine that loads nothing"],
 )
