@@ -93,6 +93,15 @@ async def test_chunks_of_another_size_are_another_identity_and_a_miss_names_it(d
     assert listed == {usual.attachment.instance_id: 16, page.attachment.instance_id: 4}
 
 
+async def test_another_identity_is_named_by_its_tokens_and_not_by_its_number_of_chunks(depot: Site) -> None:
+    usual, page = await depot.attach(), await depot.attach(chunk_size=4)
+    await usual.store("s", prompt(16), usual.kv(16, 1))
+    await page.store("s", prompt(12), page.kv(12, 1))
+    explained = await depot.client.explain_prefix(prompt(64), instance_id=page.attachment.instance_id)
+    assert explained.matched_tokens == 12
+    assert [(each.chunk_size, each.matched_tokens) for each in explained.other_identities] == [(16, 16)]
+
+
 async def test_the_ranks_of_an_instance_have_one_chunk_size(depot: Site) -> None:
     facts: dict[str, Any] = {"instance_id": "pp", "world_size": 2}
     await depot.attach(blocks_of(4), rank=0, **facts)

@@ -161,6 +161,7 @@ async def test_a_retrieve_names_the_stores_that_its_chunks_came_from(depot: Site
     granted = await lease(engine, "u")
     await engine.retrieve("u", granted, NUM_TOKENS)
     (retrieve,) = await seen.of(RetrieveStarted)
+    assert (retrieve.num_tokens, retrieve.skip_tokens) == (NUM_TOKENS, 0)
     assert sorted(retrieve.stored_by) == sorted(stores)
 
 
