@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from kvdepot.connector.commands import StepCommands
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse
 from kvdepot.vllm import KvdepotConnector
-from tests.e2e.vllm.started_engines import DEPOT, OLD_MODEL, Start, compute, fake_depot, load, prompt, start
+from tests.e2e.vllm.started_engines import OLD_MODEL, Start, compute, fake_depot, load, prompt, start
 from tests.e2e.vllm.stub_engine import StubEngine
 from tests.fakes.depot import FakeDepot
 
@@ -177,15 +177,13 @@ def test_nothing_is_published_that_nobody_reads(start: Start, changes: dict[str,
 
 
 def test_setting_turns_events_off(start: Start) -> None:
-    settings = {"kvdepot.address": DEPOT, "kvdepot.share_memory_by": "fd", "kvdepot.publish_blocks": False}
-    engine = start("silenced", kv_events_config=EVENTS, extra_config=settings)
+    engine = start("silenced", kv_events_config=EVENTS, settings={"kvdepot.publish_blocks": False})
     compute(engine, prompt(33, "request"), [3, 9, 4, 20, 7])
     assert events_of(engine) == []
 
 
 def test_setting_stores_prompts_only(start: Start) -> None:
-    settings = {"kvdepot.address": DEPOT, "kvdepot.share_memory_by": "fd", "kvdepot.store_prompts_only": True}
-    engine, other = start("prompts", extra_config=settings), start("reader of prompts")
+    engine, other = start("prompts", settings={"kvdepot.store_prompts_only": True}), start("reader of prompts")
     request = prompt(34, "request")
     request.num_generated_tokens = 5
     compute(engine, request, [3, 9, 4, 20, 7])

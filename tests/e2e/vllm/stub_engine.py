@@ -46,12 +46,9 @@ def config_of(address: str, engine_id: str, **changes: Any) -> Any:
 class StubEngine:
     """Passes metadata between its scheduler and its worker in pickles, as vLLM does between processes."""
 
-    def __init__(
-        self, address: str, engine_id: str, extra_config: dict[str, Any] | None = None, **changes: Any
-    ) -> None:
+    def __init__(self, address: str, engine_id: str, *, settings: dict[str, Any] | None = None, **changes: Any) -> None:
         config = config_of(address, engine_id, **changes)
-        if extra_config is not None:
-            config.kv_transfer_config.kv_connector_extra_config = extra_config
+        config.kv_transfer_config.kv_connector_extra_config.update(settings or {})
         caches = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0"])])
         caches.hash_block_size = BLOCK  # type: ignore[attr-defined]
         self.pool = Pool(NUM_BLOCKS)
