@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Histogram
 
-from kvdepot.connector.metric_definitions import METRICS, SECONDS, MetricKind
+from kvdepot.connector.metric_definitions import METRICS, SECONDS, MetricDefinition, MetricKind
 from kvdepot.connector.snapshots import Snapshot
 
 seconds = st.one_of(st.sampled_from(SECONDS), st.floats(0.0, 100.0))
@@ -94,11 +95,16 @@ def test_summary_says_what_happened_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("definition", METRICS.values(), ids=METRICS.keys())
-def test_definitions_are_whole(definition: object) -> None:
-    from kvdepot.connector.metric_definitions import MetricDefinition
-
-    assert isinstance(definition, MetricDefinition)
+def test_definitions_are_whole(definition: MetricDefinition) -> None:
     assert (definition.kind is MetricKind.HISTOGRAM) == bool(definition.buckets)
     assert list(definition.buckets) == sorted(definition.buckets)
     assert all(len(series) == len(definition.labels) for series in definition.series)
     assert definition.text.endswith(".")
+
+
+def test_every_metric_is_in_the_docs() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "vllm.md").read_text()
+    for name, definition in METRICS.items():
+        suffix = "_total" if definition.kind is MetricKind.COUNTER else ""
+        labels = "".join(f", `{label}`" for label in definition.labels)
+        assert f"| `vllm:kvdepot_{name}{suffix}` | {definition.kind}{labels} |" in text
