@@ -40,10 +40,8 @@ class StoredIdentity:
     """All that may differ, to count quickly in how many of them two identities do."""
 
     def __post_init__(self) -> None:
-        of_groups = ((group.dtype, group.num_layers, group.num_heads, group.head_bytes) for group in self.groups)
-        kinds = (frozenset(plane.kind for plane in group.planes) for group in self.groups)
         named = (getattr(self, name) for name in _SHOWN)
-        object.__setattr__(self, "facts", (*named, self.cache_salt, len(self.groups), *chain(*of_groups), *kinds))
+        object.__setattr__(self, "facts", (*named, self.cache_salt, *group_facts(self.groups)))
 
     @classmethod
     def of(cls, attachment: Attachment, prefix: Prefix) -> StoredIdentity:
@@ -117,10 +115,13 @@ class StoredIdentities:
                 self._identities.popitem(last=False)
         self._identities.move_to_end(namespace)
 
+    def with_chunks(self, has_chunks: Callable[[Namespace], bool]) -> Iterator[StoredIdentity]:
+        """Yield the identities that still have chunks, the latest first."""
+        return (identity for namespace, identity in reversed(self._identities.items()) if has_chunks(namespace))
+
     def nearest(self, here: StoredIdentity, has_chunks: Callable[[Namespace], bool]) -> list[str]:
         """Return the differences of the nearest identity that still has chunks; empty if none has. The latest wins."""
-        candidates = (identity for namespace, identity in reversed(self._identities.items()) if has_chunks(namespace))
-        nearest = min(candidates, key=here.num_differences, default=None)
+        nearest = min(self.with_chunks(has_chunks), key=here.num_differences, default=None)
         return nearest.differences(here) if nearest is not None else []
 
 
@@ -131,6 +132,13 @@ def unknown_identity(nearest: list[str]) -> str:
     more = f"; and {len(nearest) - MAX_NAMED} more" if len(nearest) > MAX_NAMED else ""
     named = "; ".join(nearest[:MAX_NAMED])
     return f"nothing is stored under this identity. Of the nearest that is stored, {named}{more}"
+
+
+def group_facts(groups: tuple[Group, ...]) -> tuple[object, ...]:
+    """Return all that may differ in the groups of two ranks, for chunks."""
+    named = ((group.dtype, group.num_layers, group.num_heads, group.head_bytes) for group in groups)
+    kinds = (frozenset(plane.kind for plane in group.planes) for group in groups)
+    return (len(groups), *chain(*named), *kinds)
 
 
 def _of_groups(stored: tuple[Group, ...], here: tuple[Group, ...]) -> Iterator[str]:

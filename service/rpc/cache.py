@@ -14,6 +14,7 @@ from kvdepot.wire import Piece, parsed_store, serialised_retrieve, store_data
 from service.access.credentials import caller, has_certificate, visible_tenant
 from service.depot.attach import Attacher
 from service.depot.depot import Depot
+from service.depot.hash_seeds import other_hash_seeds
 from service.depot.lookup import lookup
 from service.depot.pin_prefix import pin_prefix
 from service.depot.prefetch import prefetch
@@ -64,6 +65,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 notice=cache_pb2.NOTICE_ATTACHED,
                 depot_incarnation=self._depots.incarnation,
                 adopted_chunks=self._depots.num_adopted_chunks_by_tenant.get(depot.tenant, 0),
+                other_block_hash_seeds=other_hash_seeds(depot, attachment),
             )
             await context.write(response)
             await self._first_of(attachment.failed, attachment.closing, self._draining)

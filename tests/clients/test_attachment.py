@@ -55,6 +55,7 @@ async def test_attach_sends_the_description_and_shows_the_acknowledgement(
     assert (attachment.chunk_size, attachment.chunk_bytes) == (CHUNK_SIZE, CHUNK_BYTES)
     assert (attachment.server_version, attachment.transfer_backend) == ("1.2.3", "host")
     assert (attachment.depot_incarnation, attachment.adopted_chunks) == ("first start", 7)
+    assert attachment.other_block_hash_seeds == ()
     assert not attachment.lost
     assert not attachment.draining
     await side(attachment.close)

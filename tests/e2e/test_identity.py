@@ -155,6 +155,35 @@ async def test_hashes_of_another_seed_miss_what_the_depot_before_has_left(l1_fil
         assert await same.holds("s", HASHES, same.kv(NUM_TOKENS, 1)) == NUM_TOKENS
 
 
+async def test_attach_names_the_other_seeds_of_equal_chunks_and_engines(depot: Site) -> None:
+    facts: dict[str, Any] = {"model_name": "llama", "model_revision": "1"}
+
+    async def others(seed: str, **change: Any) -> tuple[str, ...]:
+        engine = await depot.attach(block_hash_seed=seed, **{**facts, **change})
+        found = engine.attachment.other_block_hash_seeds
+        await engine.close()
+        return found
+
+    assert await others("of 16 tokens") == (), "nothing is stored"
+    engine = await depot.attach(block_hash_seed="of 16 tokens", **facts)
+    assert await others("of 32 tokens") == ("of 16 tokens",), "an engine is attached"
+    await engine.store("s", HASHES, engine.kv(NUM_TOKENS, 1))
+    await engine.close()
+    assert await others("of 32 tokens") == ("of 16 tokens",), "chunks are left"
+    assert await others("of 16 tokens") == await others("") == ()
+    for change in ({"model_name": "qwen"}, {"model_revision": "2"}, {"world_size": 2}):
+        assert await others("of 32 tokens", **change) == (), change
+    await depot.client.clear_cache()
+    assert await others("of 32 tokens") == (), "nothing is left"
+
+
+async def test_attach_names_eight_other_seeds_at_most(depot: Site) -> None:
+    for number in range(10):
+        await depot.attach(block_hash_seed=f"seed {number}")
+    last = await depot.attach(block_hash_seed="seed 5")
+    assert last.attachment.other_block_hash_seeds == tuple(f"seed {number}" for number in (0, 1, 2, 3, 4, 6, 7, 8))
+
+
 async def test_raised_epoch_forgets_what_the_depot_before_has_left(l1_file: str) -> None:
     async with started(l1_file) as depot:
         engine = await depot.attach()

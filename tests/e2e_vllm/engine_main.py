@@ -70,6 +70,12 @@ async def carry_out(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
         case "resume":
             await engine.resume_generation()
             return {}
+        case "update":
+            await engine.collective_rpc("reload_weights", kwargs={"weights_path": command["path"]})
+            return {}
+        case "version":
+            await engine.update_weight_version(command["version"])
+            return {}
         case unknown:
             raise ValueError(f"there is no command {unknown!r}")
 

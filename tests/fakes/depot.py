@@ -92,6 +92,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
         self._stopped = threading.Event()
         self._server: grpc.Server | None = None
         self.address = ""
+        self.other_block_hash_seeds: list[str] = []
 
     def start(self, address: str = "127.0.0.1:0") -> None:
         self._server = grpc.server(ThreadPoolExecutor(16))
@@ -127,6 +128,7 @@ class FakeDepot(CacheServiceServicer, ObservabilityServiceServicer, AdminService
             notice=cache_pb2.NOTICE_ATTACHED,
             depot_incarnation="first start",
             adopted_chunks=7,
+            other_block_hash_seeds=self.other_block_hash_seeds,
         )
         self.attached.set()
         while context.is_active() and not self._stopped.is_set():

@@ -22,13 +22,13 @@ def test_workers_with_equal_kv_are_replicas_of_one_rank() -> None:
     assert (alone.instance_id, alone.rank, alone.world_size, alone.stores) == ("engine", 1, 2, True)
 
 
-def test_reset_engine_has_a_salt_of_its_own() -> None:
-    assert (salt_of("salt", ""), salt_of("salt", "r1"), salt_of("", ""), salt_of("", "r1")) == (
-        "salt",
-        "salt#r1",
-        "",
-        "#r1",
-    )
+def test_salts_of_requests_and_generations_of_weights_never_give_one_name() -> None:
+    generations: list[tuple[str, ...]] = [(), ("own",), ("run", "1"), ("run 1",), ("run", "1", ""), ("run", '1", "2')]
+    salts = ["", "salt", "run", '1"}', '{"generation": ["run", "1"], "salt": "salt"}', '{"generation": [], "salt": ""}']
+    salts += [salt_of(salt, generation) for salt in salts for generation in generations]
+    named = {(salt, generation): salt_of(salt, generation) for salt in set(salts) for generation in generations}
+    assert len(set(named.values())) == len(named)
+    assert (salt_of(""), salt_of("salt")) == ("", "salt")
 
 
 def test_trace_context_is_found_in_any_case_of_its_name() -> None:
@@ -42,12 +42,12 @@ def test_trace_that_is_none_is_not_passed_on(sent: str) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 3000, "é" * 200, "\ud800"], ids=["long", "long in bytes", "no text"])
 def test_any_name_of_a_request_becomes_one_that_the_depot_accepts(name: str) -> None:
-    for taken, most in ((session_id_of(name), 256), (salt_of(name, ""), 256)):
+    for taken, most in ((session_id_of(name), 256), (salt_of(name), 256)):
         assert len(taken.encode()) <= most
     assert session_id_of("ééé") == "ééé"
 
 
 def test_names_that_are_too_long_for_the_depot_stay_apart() -> None:
-    salts = {salt_of("x" * 300 + end, "") for end in "ab"}
+    salts = {salt_of("x" * 300 + end) for end in "ab"}
     assert len(salts) == 2
     assert all(len(salt) <= 256 for salt in salts)

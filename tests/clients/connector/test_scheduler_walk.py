@@ -36,7 +36,9 @@ class SchedulerWalk(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.num_blocks = 1 + 6 * MOST_BLOCKS * len(self.groups)
-        self.driver = SchedulerDriver(num_blocks=self.num_blocks, num_workers=WORKERS, groups=self.groups)
+        self.driver = SchedulerDriver(
+            num_blocks=self.num_blocks, num_workers=WORKERS, groups=self.groups, training_run="run"
+        )
         self.requests: dict[str, Request] = {}
         self.loading: dict[str, int] = {}
         self.commands: dict[int, LoadCommand | StoreCommand] = {}
@@ -167,7 +169,7 @@ class SchedulerWalk(RuleBasedStateMachine):
         stores = [number for number, command in self.commands.items() if isinstance(command, StoreCommand)]
         self.driver.scheduler.reported(WorkerReport(failed=set(stores)))
 
-    @rule(trouble=st.sampled_from(["one worker detaches", "another depot", "reset", "late answer"]))
+    @rule(trouble=st.sampled_from(["one worker detaches", "another depot", "reset", "update", "late answer"]))
     def trouble(self, trouble: str) -> None:
         match trouble:
             case "one worker detaches":
@@ -176,6 +178,8 @@ class SchedulerWalk(RuleBasedStateMachine):
                 self.driver.scheduler.reported(WorkerReport(chunk_sizes=dict.fromkeys(range(WORKERS), 2 * CHUNK)))
             case "reset":
                 self.driver.scheduler.reset()
+            case "update":
+                self.driver.scheduler.weights_changed("1", "an update")
             case "late answer":
                 for call in self.driver.lookup_client.calls:
                     call.lookup.deadline = self.driver.clock.now

@@ -45,24 +45,45 @@ class MambaSpec:
     block_size: int = 16
 
 
+@dataclass(frozen=True)
+class CrossAttentionSpec(FullAttentionSpec):
+    pass
+
+
+@dataclass(frozen=True)
+class NewSpec(FullAttentionSpec):
+    pass
+
+
 @pytest.mark.parametrize(
     ("changes", "groups", "message"),
     [
         (
             {},
             [Group(["a"]), Group(["b"], MambaSpec())],
-            "group 1 of the KV cache is a MambaSpec: full attention, sliding",
+            "group 1 of the KV cache is a MambaSpec: layers of Mamba, gated delta nets.* keep one state of all tokens",
         ),
         ({}, [Group(["a"], SlidingWindowMLASpec())], "group 0 of the KV cache is a SlidingWindowMLASpec"),
         ({}, [Group(["a", "b"], MIXED)], "group 0 .* keep different parts of a prefix"),
         ({}, [Group(["a"], FullAttentionSpec(tokens_per_state=4))], "4 tokens in one state"),
         ({}, [Group(["a"], enable_kv_transfer=False)], "not meant to be moved"),
         ({}, [Group(["a"], host_resident=True)], "not meant to be moved"),
+        (
+            {},
+            [Group(["a"], CrossAttentionSpec())],
+            "CrossAttentionSpec: cross attention keeps KV of the encoder's input",
+        ),
+        ({}, [Group(["a"], NewSpec())], "is a NewSpec: the connector does not know this kind"),
         ({}, [], "no KV cache"),
         (
             {"parallel_config__decode_context_parallel_size": 2},
             FULL.kv_cache_groups,
             "decode_context_parallel_size is 2",
+        ),
+        (
+            {"parallel_config__prefill_context_parallel_size": 4},
+            FULL.kv_cache_groups,
+            "prefill_context_parallel_size is 4: each worker computes",
         ),
         ({"kv_transfer_config__kv_load_failure_policy": "fail"}, [Group(["a"])], 'set it to "recompute"'),
         ({"cache_config__calculate_kv_scales": True}, [Group(["a"])], "calculate_kv_scales"),
@@ -95,12 +116,14 @@ def test_engine_whose_hashes_no_other_process_computes_warns_with_both_remedies(
 
 
 def test_seed_of_hashes_is_named_exactly_if_other_processes_can_have_it() -> None:
-    def seed(algorithm: str, **environment: str) -> str:
-        return block_hash_seed(vllm_config(cache_config__prefix_caching_hash_algo=algorithm), environment)
+    def seed(algorithm: str, block_size: int = 16, **environment: str) -> str:
+        config = vllm_config(cache_config__prefix_caching_hash_algo=algorithm)
+        return block_hash_seed(config, environment, block_size)
 
     assert seed("xxhash") == ""
     named = [
         seed("sha256"),
+        seed("sha256", 32),
         seed("sha256_cbor"),
         seed("sha256", PYTHONHASHSEED="0"),
         seed("sha256", PYTHONHASHSEED="1"),

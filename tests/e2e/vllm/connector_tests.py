@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.v1.engine.core import EngineCore
 
 from kvdepot import DepotClient
 from kvdepot.connector.commands import StepCommands, TransferOutcome, WorkerReport
@@ -21,9 +22,9 @@ from kvdepot.vllm.adapters import VALID_SECONDS
 from kvdepot.vllm.metadata import ReportMetadata
 from kvdepot.vllm.support import Unsupported
 from tests.e2e.vllm.started_engines import DEPOT, OLD_MODEL, Start, compute, fake_depot, load, prompt, start
-from tests.e2e.vllm.stub_engine import config_of
+from tests.e2e.vllm.stub_engine import StubEngine, config_of
 from tests.fakes.depot import FakeDepot
-from tests.fakes.vllm import Group, KvCacheConfig, request_of
+from tests.fakes.vllm import Group, KvCacheConfig, Request, request_of
 from tests.fakes.waiting import wait_until
 
 __all__ = ["fake_depot", "start"]
@@ -172,9 +173,65 @@ def test_reset_of_vllms_scheduler_changes_the_salt_even_if_vllm_refuses_it(start
     assert salt("last") not in (before, after)
 
 
+def test_engines_share_again_once_their_weights_have_one_version(start: Start) -> None:
+    settings = {"kvdepot.training_run": "run"}
+    engines = [start(name, settings=settings) for name in ("trained-a", "trained-b")]
+    a, b = engines
+    cores = [EngineCore(engine.vllm_scheduler) for engine in engines]
+    tokens = 5000
+
+    def found(engine: StubEngine, request_id: str, first: int) -> int:
+        """Return how many tokens of a prompt are found; it is stored if none are."""
+        request = Request(request_id=request_id, tokens=list(range(first, first + 20)))
+        engine.add(request)
+        num_tokens = engine.match(request)[0]
+        engine.allocate(request, [1, 2, 3, 4, 5], num_tokens)
+        if not num_tokens:
+            engine.step({request_id: 20}, new=[request_id])
+        engine.finish(request)
+        return num_tokens
+
+    assert (found(a, "a-0", tokens), found(b, "b-0", tokens)) == (0, 16)
+    for engine in engines:
+        assert engine.vllm_scheduler.reset_prefix_cache()
+    cores[0].collective_rpc("update_weights", kwargs={"update_info": {}})
+    assert found(a, "a-1", tokens) == 0, "it finds KV of the weights before"
+    cores[0].set_weight_version("1200")
+    assert found(a, "a-2", tokens) == 0, "it finds KV of weights without a version"
+    assert found(b, "b-1", tokens) == 16, "the other engine has the weights of before"
+    cores[1].sleep(level=2)
+    assert found(b, "b-2", tokens) == 0
+    cores[1].set_weight_version("1200")
+    assert found(b, "b-3", tokens) == 16
+    assert cores[0].done == ["update_weights", "version 1200"]
+
+
+def test_engine_shares_across_a_reset_that_leaves_the_weights(start: Start) -> None:
+    engine = start("paused", settings={"kvdepot.reset_means_new_weights": False})
+    request = Request(request_id="one", tokens=list(range(6000, 6020)))
+    compute(engine, request, [1, 2, 3, 4, 5])
+    assert engine.vllm_scheduler.reset_prefix_cache(reset_connector=True)
+    assert engine.scheduler.reset_cache()
+    load(engine, Request(request_id="two", tokens=request.tokens), [6, 7, 8, 9, 10])
+
+
+def test_engine_with_another_block_size_is_warned_when_it_attaches(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    start("blocks-of-4")
+    assert "other block hashes" not in caplog.text
+    start("blocks-of-8", block_size=8)
+    assert "other block hashes (vllm sha256 of 4 tokens default seed), so this engine (vllm sha256 of 8 " in caplog.text
+
+
 def test_what_builds_on_vllms_own_cache_is_stored_once_that_is_emptied(start: Start, fake_depot: FakeDepot) -> None:
     engine = start("stale", fake_depot.address)
     engine.run_idle()
+    before = request_of(4, "before")
+    engine.add(before)
+    engine.allocate(before, [1], 0)
+    engine.step({"before": 4}, new=["before"])
+    engine.finish(before)
     engine.scheduler.reset_cache()
 
     def stored_sessions() -> list[str]:

@@ -15,7 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole, K
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from kvdepot.vllm import KvdepotConnector
-from tests.fakes.vllm import BLOCK, Group, KvCacheConfig, Pool, Request, vllm_config
+from tests.fakes.vllm import BLOCK, FullAttentionSpec, Group, KvCacheConfig, Pool, Request, vllm_config
 from tests.fakes.waiting import wait_until
 
 NUM_BLOCKS = 32
@@ -46,11 +46,20 @@ def config_of(address: str, engine_id: str, **changes: Any) -> Any:
 class StubEngine:
     """Passes metadata between its scheduler and its worker in pickles, as vLLM does between processes."""
 
-    def __init__(self, address: str, engine_id: str, *, settings: dict[str, Any] | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        address: str,
+        engine_id: str,
+        *,
+        settings: dict[str, Any] | None = None,
+        block_size: int = BLOCK,
+        **changes: Any,
+    ) -> None:
         config = config_of(address, engine_id, **changes)
         config.kv_transfer_config.kv_connector_extra_config.update(settings or {})
-        caches = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0"])])
-        caches.hash_block_size = BLOCK  # type: ignore[attr-defined]
+        self.block_size = block_size
+        caches = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0"], FullAttentionSpec(block_size=block_size))])
+        caches.hash_block_size = block_size  # type: ignore[attr-defined]
         self.pool = Pool(NUM_BLOCKS)
         self.worker = KvdepotConnector(config, KVConnectorRole.WORKER, caches)
         self.cache = self.register()
@@ -67,7 +76,7 @@ class StubEngine:
 
     def register(self) -> torch.Tensor:
         """Give the worker a new KV cache, [blocks, heads, tokens, content]."""
-        self.cache = torch.rand(NUM_BLOCKS, 2, BLOCK, 8)
+        self.cache = torch.rand(NUM_BLOCKS, 2, self.block_size, 8)
         self.worker.register_kv_caches({"layer.0": self.cache})
         return self.cache
 

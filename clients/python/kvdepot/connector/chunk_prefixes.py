@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import uuid
-
 from kvdepot.connector.attached_workers import AttachedWorkers
-from kvdepot.connector.identity import salt_of
 from kvdepot.connector.request_state import EngineRequest, RequestState
+from kvdepot.connector.weight_generation import WeightGeneration
 from kvdepot.v1.cache_pb2 import Prefix
 
 
 class ChunkPrefixes:
-    """The prefixes of one engine's requests. `change_salt` changes the keys of all chunks."""
+    """The prefixes of one engine's requests."""
 
-    def __init__(self, workers: AttachedWorkers, hash_block_size: int) -> None:
+    def __init__(self, workers: AttachedWorkers, hash_block_size: int, generation: WeightGeneration) -> None:
         self._workers = workers
         self._hash_block_size = hash_block_size
-        self._reset_salt = ""
-
-    def change_salt(self) -> None:
-        """Give the engine a salt of its own."""
-        self._reset_salt = uuid.uuid4().hex
+        self._generation = generation
 
     def salt(self, state: RequestState) -> str:
         """Return the salt of a request's keys."""
-        return salt_of(state.traits.cache_salt, self._reset_salt)
+        return self._generation.salt(state.traits.cache_salt)
 
     def whole_tokens(self, request: EngineRequest, max_tokens: int) -> int:
         """Return the tokens of all whole chunks with known hashes, up to `max_tokens`; 0 while there is no depot."""

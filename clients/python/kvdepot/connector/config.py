@@ -36,6 +36,10 @@ class ConnectorConfig:
     """Name of the model, in place of its name or path. Other facts that make KV differ still count."""
     model_revision: str = ""
     """Revision of the weights, in place of their commit or their files. Another one is needed when they change."""
+    training_run: str = ""
+    """Name of the training run that updates the weights. Engines with equal runs and weight versions share KV."""
+    reset_means_new_weights: bool = True
+    """Whether a reset of the engine's cache, the connector's included, says that the weights may be other ones."""
     share_memory_by: By = "name"
     """How the depot opens a CPU's KV cache: by `name` in /dev/shm, or by `fd` (one pid namespace, one user)."""
     report_blocks: bool = True

@@ -113,6 +113,13 @@ class DepotConnection:
             self._identity.model_revision or "not given",
             attachment.adopted_chunks,
         )
+        if attachment.other_block_hash_seeds:
+            logger.warning(
+                "engines of this model use other block hashes (%s), so this engine (%s) shares no KV with them: start "
+                "all of them with the same block size, hash algorithm and seed",
+                ", ".join(attachment.other_block_hash_seeds),
+                self._identity.block_hash_seed,
+            )
         self._on_change(attachment.chunk_size)
         ends = [asyncio.ensure_future(attachment.wait_lost()), asyncio.ensure_future(self._must_reattach.wait())]
         try:

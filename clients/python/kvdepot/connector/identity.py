@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_SESSION_BYTES = 256
 MAX_SALT_BYTES = 256
 MAX_REVISION_BYTES = 256
 MAX_HASH_SEED_BYTES = 256
+_GENERATION = '{"generation": '
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -68,9 +70,14 @@ def session_id_of(request_id: str, attempt: int = 1) -> str:
     return bounded_text(f"{request_id}#{attempt}" if attempt > 1 else request_id, MAX_SESSION_BYTES)
 
 
-def salt_of(cache_salt: str, reset_salt: str) -> str:
-    """Return the salt of a request's keys; `reset_salt` is the engine's own after a reset, or empty."""
-    return bounded_text(f"{cache_salt}#{reset_salt}" if reset_salt else cache_salt, MAX_SALT_BYTES)
+def salt_of(cache_salt: str, generation: Sequence[str] = ()) -> str:
+    """Return the salt of a request's keys; `generation` names the weights, and is empty before their first change.
+
+    No salt of a request gives the keys of another generation.
+    """
+    if generation or cache_salt.startswith(_GENERATION):
+        cache_salt = json.dumps({"generation": list(generation), "salt": cache_salt})
+    return bounded_text(cache_salt, MAX_SALT_BYTES)
 
 
 def traceparent_of(headers: Mapping[str, str] | None) -> str:

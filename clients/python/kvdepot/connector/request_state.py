@@ -102,6 +102,12 @@ class RequestState:
             self.waited_seconds += now - self.waits_since
             self.waits_since = None
 
+    def end_generation(self) -> None:
+        """Take a change of the weights. Neither load nor store any more if KV of the older weights is in its blocks."""
+        self.stored_tokens = 0
+        if self.request.num_computed_tokens or self.transfer_ids:
+            self.may_load = self.may_store = False
+
     def check_adapter(self) -> None:
         """Neither load nor store KV of an adapter that is unknown, or that was replaced since the request arrived.
 

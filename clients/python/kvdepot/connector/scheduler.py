@@ -21,6 +21,7 @@ from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.connector.snapshots import Snapshot
 from kvdepot.connector.statistics import ConnectorStatistics
 from kvdepot.connector.store_planner import StorePlanner
+from kvdepot.connector.weight_generation import WeightGeneration
 
 
 class ConnectorScheduler:
@@ -51,9 +52,9 @@ class ConnectorScheduler:
         self._prefill_rate = PrefillRate(settings.prefill_tokens_per_second, settings.steps_ahead, clock)
         self._commands = StepCommands()
         self._workers = AttachedWorkers(settings.num_workers, settings.hash_block_size, clock)
-        self._prefixes = ChunkPrefixes(self._workers, settings.hash_block_size)
+        self._generation = WeightGeneration(settings.training_run)
+        self._prefixes = ChunkPrefixes(self._workers, settings.hash_block_size, self._generation)
         self._planner = StorePlanner(settings, self._workers, self._prefixes, self._transfers)
-        self._engine_cache_is_stale = False
         self._reported_group = reported_group(settings.groups)
         self._statistics = ConnectorStatistics()
         self._publisher = BlockPublisher(settings, self._workers, self._prefixes)
@@ -81,8 +82,8 @@ class ConnectorScheduler:
             return None
         if state.lookup is None or state.lookup.matched_tokens is not None:
             state.check_adapter()
-        if self._engine_cache_is_stale and num_computed_tokens:
-            state.may_store = False  # the tokens that it builds on were computed before the reset
+        if self._generation.cache_is_stale and num_computed_tokens:
+            state.may_store = False  # it builds on KV of other weights
         wanted = self._wanted_tokens(state)
         if wanted <= num_computed_tokens:
             self._lookups.give_up(state)
@@ -110,6 +111,7 @@ class ConnectorScheduler:
         self._statistics.admitted(state, num_external_tokens)
         self._publisher.admitted(state)
         state.waited_seconds = 0.0
+        self._generation.cache_used()
         if num_external_tokens == 0:
             self._lookups.give_up(state)  # there is none if a load has just ended
             return
@@ -158,6 +160,8 @@ class ConnectorScheduler:
         """
         self._lookups.end_step()
         self._prefill_rate.step(num_scheduled_tokens)
+        if num_scheduled_tokens:
+            self._generation.cache_used()
         if not may_store:
             for request_id, _, starts_anew in new_blocks:
                 if starts_anew and (state := self._requests.get(request_id)):
@@ -213,20 +217,21 @@ class ConnectorScheduler:
             self._prefill_rate.idle()
 
     def reset(self) -> None:
-        """Forget all stored chunks, because they may be of other weights. The engine gets a salt of its own.
+        """Take a reset of the engine's cache that includes the connector: the weights may be other ones."""
+        if self._settings.reset_means_new_weights:
+            self.weights_changed("", "the engine's cache is reset, so its weights may be other ones")
 
-        Until `engine_cache_emptied`, the engine's own cache may hold older KV. Nothing that builds on it is stored.
-        """
-        self._prefixes.change_salt()
-        self._engine_cache_is_stale = True
+    def weights_changed(self, version: str, reason: str) -> None:
+        """Take new weights: see `WeightGeneration.change`. What was found or computed with older ones is not used."""
+        self._generation.change(version, reason)
         self._publisher.clear()
         for state in self._requests.values():
             self._lookups.give_up(state)
-            state.may_load = state.may_store = False
+            state.end_generation()
 
     def engine_cache_emptied(self) -> None:
         """Trust the engine's own cache again: the engine has emptied it."""
-        self._engine_cache_is_stale = False
+        self._generation.cache_emptied()
 
     def needs_steps(self) -> bool:
         """Return whether the engine should make another step, because workers report in steps only."""

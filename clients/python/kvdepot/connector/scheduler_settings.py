@@ -11,6 +11,8 @@ from kvdepot.connector.cache_groups import CacheGroup
 class SchedulerSettings:
     """The settings that the engine's start fixes. `hash_block_size` is how many tokens each block hash covers.
 
+    `training_run` and `reset_means_new_weights` are described at `ConnectorConfig`.
+
     `prefill_tokens_per_second` is 0 if it is measured. The engine schedules at most `steps_ahead` steps while one runs.
     With `stores_prompts_only`, no generated token is stored. With `publishes_blocks`, the engine publishes which blocks
     it has stored.
@@ -29,6 +31,8 @@ class SchedulerSettings:
     steps_ahead: int
     stores_prompts_only: bool = False
     publishes_blocks: bool = False
+    training_run: str = ""
+    reset_means_new_weights: bool = True
 
     @property
     def may_load_partially(self) -> bool:

@@ -463,6 +463,7 @@ class AttachInstanceResponse(_message.Message):
     NOTICE_FIELD_NUMBER: _builtins.int
     DEPOT_INCARNATION_FIELD_NUMBER: _builtins.int
     ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
+    OTHER_BLOCK_HASH_SEEDS_FIELD_NUMBER: _builtins.int
     chunk_size: _builtins.int
     """Tokens per chunk of this instance."""
     chunk_bytes: _builtins.int
@@ -481,6 +482,13 @@ class AttachInstanceResponse(_message.Message):
     """Chunks of the caller's tenant that the depot took over when it started from the process before it. A Lookup finds
     those that were not evicted since. 0 if L1 began empty.
     """
+    @_builtins.property
+    def other_block_hash_seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Values of block_hash_seed, other than the rank's own, under which the caller's tenant has chunks that would be this
+        rank's, or under which a rank like it is attached. This rank never finds those chunks: its engine hashes blocks
+        differently. At most 8, sorted.
+        """
+
     def __init__(
         self,
         *,
@@ -491,10 +499,11 @@ class AttachInstanceResponse(_message.Message):
         notice: Global___Notice.ValueType = ...,
         depot_incarnation: _builtins.str = ...,
         adopted_chunks: _builtins.int = ...,
+        other_block_hash_seeds: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_chunks", b"adopted_chunks", "chunk_bytes", b"chunk_bytes", "chunk_size", b"chunk_size", "depot_incarnation", b"depot_incarnation", "notice", b"notice", "server_version", b"server_version", "transfer_backend", b"transfer_backend"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_chunks", b"adopted_chunks", "chunk_bytes", b"chunk_bytes", "chunk_size", b"chunk_size", "depot_incarnation", b"depot_incarnation", "notice", b"notice", "other_block_hash_seeds", b"other_block_hash_seeds", "server_version", b"server_version", "transfer_backend", b"transfer_backend"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

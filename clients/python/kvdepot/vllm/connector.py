@@ -27,6 +27,7 @@ from kvdepot.connector.scheduler import ConnectorScheduler
 from kvdepot.connector.scheduler_client import SchedulerClient
 from kvdepot.connector.worker import ConnectorWorker
 from kvdepot.vllm.adapters import Adapters
+from kvdepot.vllm.engine_changes import follow_engine
 from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
 from kvdepot.vllm.kv_events import events_of
 from kvdepot.vllm.loggers import log_as_vllm_does
@@ -35,8 +36,7 @@ from kvdepot.vllm.metadata import ReportMetadata, StepMetadata
 from kvdepot.vllm.metrics import KvdepotPromMetrics, KvdepotStats, register
 from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
 from kvdepot.vllm.model_revision import model_revision
-from kvdepot.vllm.resets import listen_for_resets
-from kvdepot.vllm.scheduler_settings import scheduler_settings
+from kvdepot.vllm.scheduler_settings import hash_block_size, scheduler_settings
 from kvdepot.vllm.support import block_hash_seed, check_engine, warn_of_hashes
 from kvdepot.vllm.weights import EngineProcess, process_start
 
@@ -100,7 +100,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
                         ),
                         configured=self._config.model_revision,
                     ),
-                    block_hash_seed=block_hash_seed(vllm_config, os.environ),
+                    block_hash_seed=block_hash_seed(vllm_config, os.environ, hash_block_size(kv_cache_config)),
                 ),
                 worker_id(transfer.engine_id, parallel.rank, parallel.world_size, num_replicas),
                 parallel.rank,
@@ -134,17 +134,8 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
 
     def bind_kv_cache_manager(self, kv_cache_manager: KVCacheManager) -> None:
         super().bind_kv_cache_manager(kv_cache_manager)
-        if not self._is_scheduler:
-            return
-        from vllm.v1.core.sched.scheduler import Scheduler
-
-        scheduler, adapters = self._scheduler, self._adapters
-
-        def emptied() -> None:
-            scheduler.engine_cache_emptied()
-            adapters.engine_cache_emptied()
-
-        listen_for_resets(Scheduler, kv_cache_manager, on_reset=scheduler.reset, on_emptied=emptied)
+        if self._is_scheduler:
+            follow_engine(kv_cache_manager, self._scheduler, self._adapters)
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
         if self._is_scheduler:

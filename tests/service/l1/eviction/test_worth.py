@@ -13,9 +13,9 @@ SLOT_BYTES = 4096
 COPY_SECONDS = SLOT_BYTES / COPY_BYTES_PER_SECOND
 
 
-def chunk(chunk_size: int, **facts: int) -> Chunk:
+def chunk(chunk_size: int, world_size: int = 1) -> Chunk:
     stats = NamespaceStats(
-        Namespace(b"n"), "m", "", 0, chunk_size=chunk_size, prefill_tokens_per_second=1_000.0, **facts
+        Namespace(b"n"), "m", "", 0, chunk_size=chunk_size, world_size=world_size, prefill_tokens_per_second=1_000.0
     )
     return Chunk(ChunkKey(b"k"), stats, Slot(0, SLOT_BYTES, SlotState.TAKEN), None)
 
