@@ -19,13 +19,13 @@ COPY examples/demo examples/demo
 COPY service service
 COPY kernels kernels
 COPY telemetry telemetry
-RUN pip install --constraint constraints.txt '.[server]' \
+RUN pip install --constraint constraints.txt '.[server,kv-events]' \
  && kvdepot precompile
 
 FROM build AS build-cuda
 # 12 for drivers from 525 on, 13 for those from 580 on.
 ARG CUDA=12
-RUN pip install --constraint constraints.txt ".[server,cuda${CUDA}]"
+RUN pip install --constraint constraints.txt ".[server,kv-events,cuda${CUDA}]"
 
 FROM python:${PYTHON}-slim-bookworm AS runtime
 LABEL org.opencontainers.image.title=kvdepot \

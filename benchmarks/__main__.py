@@ -17,6 +17,7 @@ from benchmarks import (
     index,
     inline,
     keys,
+    kv_events,
     load,
     lookups,
     recording,
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
     "tiers_tails": ("What tiers cost other engines", tiers_tails),
     "tiers_first_token": ("The first token from the disk", tiers_first_token),
     "telemetry": ("What watching costs", telemetry),
+    "kv_events": ("KV events for routers", kv_events),
     "recording": ("What a recording costs", recording),
 }
 

@@ -15,6 +15,7 @@ import uvloop
 from kernels.host.streaming_copy import built_library
 from service.doctor.command import examine_and_exit
 from service.inheritance import inherited_memory
+from service.kv_events.setup import check_kv_events
 from service.l1.arena import MemoryUnavailable
 from service.l1.l1_file import L1FileUnusable
 from service.load_settings import BadSettings
@@ -60,6 +61,7 @@ def serve(
             logger.warning("the variable %s is no setting and is ignored: is %s meant?", variable, meant)
         _check_tier_files(settings)
         check_recording(settings)
+        check_kv_events(settings)
         inherited_fd = inherited_memory(settings, os.environ, takes_over=takeover)
         serving = run_server(
             settings,

@@ -29,9 +29,11 @@ from service.draining import GRACE_SECONDS, Draining
 from service.http.endpoints import endpoints
 from service.http.server import HttpServer
 from service.http.vitals import Phase, Vitals
+from service.kv_events.setup import open_kv_events
 from service.l1.memory_budget import MemoryBudget
 from service.observability.activity import read_gauges
 from service.observability.gauges import read_access, read_build, read_depot, read_memory, read_recording
+from service.observability.kv_event_gauges import read_kv_events
 from service.observability.server_events import DrainReport, started
 from service.observability.setup import Observability
 from service.observability.sizing_gauges import SizingGauges
@@ -94,6 +96,7 @@ class Server:
         slices = Slices()
         self._recorder = open_recorder(settings, self.bus)
         opened = open_tiers(settings, self.memory, verification, self.bus, slices)
+        self._kv_events = open_kv_events(settings, index, opened)
         tiers = Tiers(opened, settings.l2_write, index, verification)
         self.depots = TenantDepots(
             self.memory.view,
@@ -105,6 +108,7 @@ class Server:
             tiers=tiers,
             slices=slices,
             recorder=self._recorder,
+            namer=self._kv_events.namer if self._kv_events is not None else None,
         )
         self.depots.num_adopted_chunks_by_tenant = dict(self.memory.adoption.num_chunks_by_tenant)
         self.sizing = Sizing(index.ghosts, index)
@@ -176,6 +180,8 @@ class Server:
         async with asyncio.TaskGroup() as tasks:
             if self.bus is not None:
                 tasks.create_task(self.bus.run(), name="bus")
+                if self._kv_events is not None:
+                    self._kv_events.start(tasks, self.bus)
             background = (
                 tasks.create_task(self._access.watch(self._use_tenants), name="files"),
                 tasks.create_task(self.memory.note_uses(self.depots.slices), name="uses"),
@@ -214,6 +220,8 @@ class Server:
         self._publish(report.stopped())
         if self.bus is not None:
             await self.bus.stop()  # event feeds end
+        if self._kv_events is not None:
+            await self._kv_events.close()
         await self._grpc.stop(grace=GRACE_SECONDS)
         async with asyncio.TaskGroup() as closing:
             closing.create_task(self._observability.close())
@@ -252,6 +260,7 @@ class Server:
             SizingGauges(self.sizing).read,
             lambda: read_access(self._access),
             lambda: read_build(self.depots.backend.name),
+            *((lambda: read_kv_events(kv_events),) if (kv_events := self._kv_events) is not None else ()),
             *((lambda: read_recording(recorder),) if (recorder := self._recorder) is not None else ()),
             *more_gauges,
         )

@@ -24,6 +24,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "Live pages": ("console_port", "console_host", "disable_activity"),
     "Log and traces": ("log_level", "log_format", "disable_logging", "enable_tracing", "trace_console"),
     "Recorded requests": ("record_trace", "record_trace_size"),
+    "KV events for routers": (
+        *("kv_events", "kv_events_replay", "kv_events_format", "kv_events_hashes", "kv_events_topic", "kv_events_pod"),
+        *("kv_events_tenants", "kv_events_memory", "kv_events_replay_size"),
+    ),
     "Events": ("disable_observability", "event_queue_size", "subscriber"),
 }
 OTHER = "Other"

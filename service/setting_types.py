@@ -28,6 +28,20 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class KvEventsFormat(StrEnum):
+    """The format of KV events."""
+
+    MAP = "map"
+    ARRAY = "array"
+
+
+class KvEventsHashes(StrEnum):
+    """The hashes of blocks in KV events."""
+
+    INT = "int"
+    BYTES = "bytes"
+
+
 def split(value: object) -> object:
     """Split a text at its commas."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value

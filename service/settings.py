@@ -15,10 +15,20 @@ from service.l1.arena import HugePages
 from service.l1.eviction.policy_name import PolicyName
 from service.l1.keys import MAX_CHUNK_SIZE
 from service.l1.verify import Verify
-from service.setting_types import LogFormat, LogLevel, OneOrList, Seconds, Size, Texts
+from service.setting_types import (
+    KvEventsFormat,
+    KvEventsHashes,
+    LogFormat,
+    LogLevel,
+    OneOrList,
+    Seconds,
+    Size,
+    Texts,
+)
 from service.tiers.address.address import TierAddress, parse_all
 from service.tiers.write_policy import WritePolicy
 from service.units import format_duration, format_size, parse_duration, parse_size
+from telemetry.kv_events.topics import check_template, check_tenants
 from telemetry.loading import SubscriberSource
 
 CUDA = CudaSettings()
@@ -126,6 +136,24 @@ class Settings(BaseSettings):
         description="your own subscriber, which gets every event: package.module:factory, where Python can import the"
         ' module, or package.module:factory={"name": value} with arguments for the factory; repeatable',
     )
+    kv_events: str = ""
+    """ZeroMQ address where KV events for routers are published, such as tcp://*:5557; empty: none"""
+    kv_events_replay: str = ""
+    """ZeroMQ address where readers ask for KV events that they lost, such as tcp://*:5558; empty: none"""
+    kv_events_format: KvEventsFormat = KvEventsFormat.MAP
+    """map: each KV event is a map with its type; array: it is an array, as vLLM before 0.12 sends it"""
+    kv_events_hashes: KvEventsHashes = KvEventsHashes.INT
+    """int: hashes in KV events are the low 64 bits of a block's hash; bytes: the whole hash"""
+    kv_events_topic: str = "kv@{pod}@{model}"
+    """topic of KV events, with {pod}, {model} and {tenant}"""
+    kv_events_pod: str = Field("", pattern=r"^[^@\s]*$")
+    """name that stands for {pod} in kv_events_topic; empty: the host's name"""
+    kv_events_tenants: Texts = ()
+    """tenants whose blocks KV events tell of, or * for all; empty: the default tenant alone"""
+    kv_events_memory: Size = Field(256 << 20, ge=1 << 20)
+    """most bytes of the hashes and tokens of blocks that KV events need; the oldest leave first"""
+    kv_events_replay_size: Size = Field(64 << 20, ge=1 << 16)
+    """most bytes of KV events that are kept for kv_events_replay"""
     l0_sample_rate: float = Field(0.01, ge=0, le=1)
     """share of the engines' blocks whose lifecycle is measured"""
     disable_activity: bool = False
@@ -191,6 +219,27 @@ class Settings(BaseSettings):
             raise ValueError(f"{value!r} is not an address such as http://localhost:4317")
         return value
 
+    @field_validator("kv_events", "kv_events_replay")
+    @classmethod
+    def _zeromq_address(cls, value: str) -> str:
+        scheme, _, rest = value.partition("://")
+        host, _, port = rest.rpartition(":")
+        is_tcp = scheme == "tcp" and bool(host) and port.isdecimal() and int(port) <= 65_535
+        if value and not is_tcp and not (scheme == "ipc" and rest):
+            raise ValueError(f"{value!r} is neither tcp://HOST:PORT, such as tcp://*:5557, nor ipc://PATH")
+        return value
+
+    @field_validator("kv_events_topic")
+    @classmethod
+    def _topic(cls, value: str) -> str:
+        check_template(value)
+        return value
+
+    @field_validator("kv_events_tenants")
+    @classmethod
+    def _without_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(filter(None, value))
+
     @field_validator("listen")
     @classmethod
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -210,9 +259,16 @@ class Settings(BaseSettings):
             ("tls_key", "tls_cert"),
             ("tls_client_ca", "tls_cert"),
             ("trace_console", "enable_tracing"),
+            ("kv_events_replay", "kv_events"),
         ):
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{name}: also set {needed}")
+        if self.kv_events and self.disable_observability:
+            raise ValueError("kv_events: disable_observability leaves no events to publish")
+        try:
+            check_tenants(self.kv_events_topic, self.kv_events_tenants)
+        except ValueError as error:
+            raise ValueError(f"kv_events_tenants: {error}") from error
         if self.enable_tracing and not (self.otlp_endpoint or self.trace_console):
             raise ValueError("enable_tracing: spans have no destination; also set otlp_endpoint or trace_console")
         return self

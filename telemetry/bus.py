@@ -79,6 +79,7 @@ class EventBus:
         self._num_slots_withdrawn = 0
         self._num_delivered = 0
         self._num_dropped: Counter[str] = Counter()
+        self._num_dropped_since: Counter[str] = Counter()  # the subscribers were last told of drops
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -166,7 +167,11 @@ class EventBus:
 
     def _deliver(self) -> Iterator[None]:
         """Deliver in steps. It is a generator, so that `_finish` can continue after a cancellation."""
-        while batch := self._take_batch():
+        while True:
+            self._report_drops()
+            batch = self._take_batch()
+            if not batch:
+                return
             yield from self._delivery.steps(batch)
             self._settle(batch)
             yield
@@ -175,6 +180,13 @@ class EventBus:
         take = self._queue.popleft
         self._batch = tuple([take() for _ in range(min(len(self._queue), self._delivery.batch_limit))])
         return self._batch
+
+    def _report_drops(self) -> None:
+        """Let the subscribers know what was dropped. An event is dropped only while others wait, so this comes soon."""
+        if self._num_dropped_since:
+            with self._counts_lock:
+                dropped, self._num_dropped_since = self._num_dropped_since, Counter()
+            self._delivery.note_dropped(dropped)
 
     def _settle(self, batch: Sequence[Event]) -> None:
         with self._counts_lock:
@@ -225,6 +237,7 @@ class EventBus:
     def _count_drop(self, event: Event) -> None:
         with self._counts_lock:
             self._num_dropped[type(event).__name__] += 1
+            self._num_dropped_since[type(event).__name__] += 1
 
     def _lag_seconds(self) -> float:
         for events in (self._batch, self._queue):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import monotonic
 
 from telemetry.events import Event
@@ -40,6 +40,9 @@ class Subscriber(ABC):
         """
         self.handle(batch)
         yield
+
+    def note_dropped(self, num_dropped_by_type: Mapping[str, int]) -> None:  # noqa: B027 - most need not know
+        """Note that events were dropped, by type. It is called before a batch that was published after them."""
 
     def close(self) -> None:  # noqa: B027 - most subscribers have nothing to close
         """Close. The bus has stopped, and no batch comes after this call."""
@@ -82,6 +85,14 @@ class Delivery:
             self.batch_limit = max(1, self.batch_limit // 2)
         elif longest_seconds < SLICE_SECONDS / 4:
             self.batch_limit = min(MAX_BATCH_EVENTS, self.batch_limit * 2)
+
+    def note_dropped(self, num_dropped_by_type: Mapping[str, int]) -> None:
+        """Let each subscriber know that events were dropped, by type."""
+        for subscriber in self.subscribers:
+            try:
+                subscriber.note_dropped(num_dropped_by_type)
+            except Exception:
+                self._count_error(subscriber, num_events=0)
 
     def close(self) -> None:
         """Close each subscriber."""

@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 DECLARED_FOR = {
     "kernels/cuda/*": ("server", "cuda12"),
     "kernels/*": ("server",),
+    "telemetry/kv_events/*": ("server", "kv-events"),
     "telemetry/*": ("server",),
     "service/tiers/stores/s3*": ("server", "s3"),
     "service/tiers/stores/mooncake.py": ("server", "mooncake"),

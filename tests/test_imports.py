@@ -31,7 +31,7 @@ ORDER = {
         attributes delivery
         bus loading thread
         metrics
-        traces logs l0 watch activity
+        traces logs l0 watch activity kv_events
     """,
     "service": """
         errors units process
@@ -43,7 +43,7 @@ ORDER = {
         setting_groups
         setting_options misspelt print_config access
         depot
-        recording
+        recording kv_events
         cache_memory depot_settings
         tier_setup
         rpc

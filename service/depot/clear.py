@@ -56,6 +56,7 @@ def clearing(
     pins_cleared_before = depot.pins.num_ended[PinEnd.CLEARED]
     num_chunks_before, bytes_before = counts.num_cleared_chunks, counts.cleared_bytes
     for first in range(0, len(chunks), CHUNKS_PER_STEP):
+        removed: list[Chunk] = []
         for chunk in chunks[first : first + CHUNKS_PER_STEP]:
             if chunk.removed or not matches(chunk.namespace_stats):
                 continue
@@ -65,6 +66,8 @@ def clearing(
             counts.num_cleared_chunks += 1
             counts.cleared_bytes += chunk.slot.size_bytes
             depot.index.remove(chunk, RemovalReason.CLEARED, zero=zero)
+            removed.append(chunk)
+        depot.publish_removed(removed, RemovalReason.CLEARED)
         yield
     counts.num_ended_pins += depot.pins.num_ended[PinEnd.CLEARED] - pins_cleared_before
     for lease in list(depot.leases.live()) if force else ():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,6 +18,7 @@ from service.depot.hits import HitTotals
 from service.depot.instances import Attachment, Instance, Instances, TransferBackend
 from service.depot.leases import Leases
 from service.depot.lifetimes import Lifetimes
+from service.depot.naming import ChunkNamer
 from service.depot.operation import Operation
 from service.depot.pin_bounds import PinBounds
 from service.depot.pins import Pins
@@ -34,10 +35,11 @@ from service.errors import BlockHashSeedMissing, StreamStalled, invalid
 from service.l1.chunk import Chunk, NamespaceStats
 from service.l1.index import Index
 from service.l1.keys import Prefix
+from service.l1.past import RemovalReason
 from service.l1.pool import Pool
 from service.l1.verify import Verify
 from service.tiers.write_policy import WritePolicy
-from telemetry.events import ChunksEvicted, Event, Publisher
+from telemetry.events import ChunksEvicted, ChunksRemoved, Event, Publisher
 from telemetry.kinds import OperationKind, Outcome, Tier
 
 T = TypeVar("T")
@@ -88,6 +90,7 @@ class Depot:
         verification: Verification | None = None,
         tiers: Tiers | None = None,
         recorder: RequestRecorder | None = None,
+        namer: ChunkNamer | None = None,
         pin_bounds: PinBounds | None = None,
     ) -> None:
         self.l1 = l1
@@ -107,6 +110,7 @@ class Depot:
         self.sessions = Sessions(limits.session_idle_timeout_seconds)
         self.instances = Instances()
         self.recorder = recorder
+        self.namer = namer if namer is not None and namer.tells(self.tenant) else None
         self.lifetimes = Lifetimes(self.leases, self.sessions, self.slices, self.bus, recorder)
         bounds = pin_bounds or PinBounds(self.index.capacity_bytes, self.index.shares)
         self.pins = Pins(self.index, self.slices, self.bus, bounds, self.tenant, self._max_pinned_bytes)
@@ -245,3 +249,11 @@ class Depot:
                     idle_seconds=now - np.array([chunk.release_time for chunk in of_model]),
                 )
             )
+
+    def publish_removed(self, chunks: Iterable[Chunk], reason: RemovalReason) -> None:
+        """Publish the chunks of this tenant that left L1 for another reason than space, an event for each model."""
+        keys_by_model: dict[str, list[bytes]] = {}
+        for chunk in chunks:
+            keys_by_model.setdefault(chunk.namespace_stats.model_name, []).append(chunk.key)
+        for model_name, keys in keys_by_model.items():
+            self.bus.publish(ChunksRemoved(model_name=model_name, tier=Tier.L1, reason=reason, keys=tuple(keys)))

@@ -69,6 +69,7 @@ async def lookup(depot: Depot, request: LookupRequest) -> LookupAnswer:
             request_before = session.request
             number = session.request_of_lookup(depot.index.new_request)
             depot.slices.run(_counting(depot, match, number, session.will_continue))
+            match.name(depot, instance, request.prefix)
             more_asked, more_hit = session.note_lookup(prompt_tokens, matched_tokens)
             depot.index.ghosts.note_lookup(depot.tenant, instance.model_name, more_asked, more_hit)
             depot.pins.note_match(match.chunks_by_rank[0])

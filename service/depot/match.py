@@ -11,6 +11,7 @@ from service.depot.chunk_index import CHUNKS_PER_STEP, ChunkIndex, unpinning
 from service.depot.depot import Depot
 from service.depot.instances import Instance
 from service.depot.leases import Lease
+from service.depot.naming import naming
 from service.depot.sessions import Session
 from service.depot.stored_identities import StoredIdentity, unknown_identity
 from service.depot.tier import Tier
@@ -65,6 +66,17 @@ class Match:
         """Return the chunks by rank to a caller that takes over their pins."""
         chunks_by_rank, self.chunks_by_rank = self.chunks_by_rank, [[]]
         return chunks_by_rank
+
+    def name(self, depot: Depot, instance: Instance, prefix: Prefix) -> None:
+        """Name the chunks that have no name yet. This may end after the call."""
+        if depot.namer is None or not self.num_chunks:
+            return
+        keys_by_rank = {
+            rank: [chunk.key for chunk in chunks]
+            for rank, chunks in zip(sorted(instance.ranks), self.chunks_by_rank, strict=True)
+        }
+        positions = range(self.num_chunks)
+        depot.slices.run(naming(depot.namer, instance.ranks[0], depot.tenant, prefix, keys_by_rank, positions))
 
     def unpin(self, depot: Depot) -> None:
         """Unpin the chunks that no caller has taken over."""

@@ -12,6 +12,7 @@ import numpy as np
 from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.depot import Depot
 from service.depot.instances import Attachment
+from service.depot.naming import naming
 from service.depot.slices import Pace
 from service.depot.store_plan import OfferedChunk, StoreContext, StorePlan, plan_store
 from service.depot.values import Refusal, StoreAnswer, StoreHeader
@@ -100,6 +101,7 @@ class OpenStore:
         for position, reason in plan.refused.items():
             self.refuse(position, reason, _DETAILS[reason])
         self._depot.publish_evicted(plan.evicted)
+        self._depot.publish_removed(plan.replaced, RemovalReason.REPLACED)
         return plan
 
     def count_resident(self, position: int) -> bool:
@@ -207,6 +209,15 @@ class OpenStore:
                     self._request,
                     num_asked=bisect_left(some, self._num_asked),
                     will_continue=self._will_continue,
+                )
+            if self._depot.namer is not None:
+                yield from naming(
+                    self._depot.namer,
+                    self._depot.instances.find(self._attachment.instance_id, 0),
+                    self._depot.tenant,
+                    self._prefix,
+                    {self._attachment.rank: self._keys},
+                    some,
                 )
             self._depot.index.unpin(chunks)
             yield

@@ -34,6 +34,7 @@ async def pin_prefix(depot: Depot, request: PinRequest) -> PinAnswer:
     match = await match_ahead(depot, instance.instance_id, request.prefix, admit)
     try:
         num_matched, num_from_l2 = match.num_chunks, len(match.from_l2)
+        match.name(depot, instance, request.prefix)
         was_pinned = depot.pins.of_key(key) is not None
         pin = None
         if num_matched or was_pinned:

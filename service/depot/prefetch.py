@@ -26,6 +26,7 @@ async def prefetch(depot: Depot, request: PrefetchRequest) -> PrefetchAnswer:
     try:
         depot.prefetches.check_running()  # others may have begun meanwhile
         num_matched, num_from_l2 = match.num_chunks, len(match.from_l2)
+        match.name(depot, instance, request.prefix)
         depot.prefetches.begin(instance.model_name, match.take(), (chunk for chunk, _ in match.loads))
     finally:
         match.unpin(depot)

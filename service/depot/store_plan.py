@@ -48,10 +48,10 @@ class StorePlan:
     """What a store does about some chunks, by position.
 
     `resident` chunks are pinned. `pending` ones are written by another store, to be waited for. `reserved` ones are
-    this store's to write. `evicted` chunks left L1 for them.
+    this store's to write. `evicted` chunks left L1 for them, and `replaced` ones because this store brings more.
     """
 
-    __slots__ = ("evicted", "pending", "refused", "reserved", "resident")
+    __slots__ = ("evicted", "pending", "refused", "replaced", "reserved", "resident")
 
     def __init__(self) -> None:
         self.resident: dict[int, Chunk] = {}
@@ -59,6 +59,7 @@ class StorePlan:
         self.reserved: dict[int, Chunk] = {}
         self.refused: dict[int, RefusalReason] = {}
         self.evicted: list[Chunk] = []
+        self.replaced: list[Chunk] = []
 
 
 def plan_store(index: ChunkIndex, context: StoreContext, offered: Iterable[OfferedChunk]) -> StorePlan:
@@ -81,6 +82,7 @@ def plan_store(index: ChunkIndex, context: StoreContext, offered: Iterable[Offer
         else:
             if found is not None:
                 index.remove(found, RemovalReason.REPLACED)
+                plan.replaced.append(found)
             reserved, evicted = index.reserve(
                 chunk.key, context.namespace_stats, context.slot_bytes, context.pending_write
             )

@@ -19,6 +19,7 @@ from service.depot.chunk_index import CHUNKS_PER_STEP
 from service.depot.clear import ClearCounts, clearing
 from service.depot.depot import Depot, DepotLimits
 from service.depot.instances import TransferBackend
+from service.depot.naming import ChunkNamer
 from service.depot.pin_bounds import PinBounds
 from service.depot.recording import RequestRecorder
 from service.depot.running_transfer import to_the_end
@@ -69,6 +70,7 @@ class TenantDepots:
         tiers: Tiers | None = None,
         slices: Slices | None = None,
         recorder: RequestRecorder | None = None,
+        namer: ChunkNamer | None = None,
     ) -> None:
         self.index = index or Index(Pool(len(l1)))
         self.backend = backend
@@ -85,6 +87,7 @@ class TenantDepots:
         self._limits = limits
         self._bus = bus
         self._recorder = recorder
+        self._namer = namer
         self._depots: dict[str, Depot] = {}
         self._tenant_names: frozenset[str] = frozenset()
         self.draining = False
@@ -112,6 +115,7 @@ class TenantDepots:
                 pin_bounds=self.pin_bounds,
                 quota=Quota(tenant.name, tenant.limits),
                 recorder=self._recorder,
+                namer=self._namer,
             )
             depot.draining = self.draining
         return depot

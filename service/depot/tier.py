@@ -32,6 +32,9 @@ class Tier(Protocol):
         A remote tier is never certain without a wait.
         """
 
+    def holds(self, key: ChunkKey) -> bool:
+        """Return whether a local tier can read a chunk. This is no use of it. A remote tier does not know."""
+
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         """Return which chunks the tier has, within the timeout. A local tier answers without a wait."""
 

@@ -34,6 +34,7 @@ CHECKS: dict[str, Callable[[Facts, Settings], Finding]] = {
     "console": network_checks.console,
     "OTLP collector": network_checks.collector,
     "subscribers": process_checks.subscribers,
+    "KV events": process_checks.kv_events,
 }
 
 

@@ -1,9 +1,10 @@
-"""Checks of the process: namespaces, CPUs, open files, the compiled copy, subscribers."""
+"""Checks of the process: namespaces, CPUs, open files, the compiled copy, subscribers, KV events."""
 
 from __future__ import annotations
 
 from service.doctor.facts import Facts
 from service.doctor.findings import Finding, failure, not_applicable, ok, warning
+from service.kv_events.setup import INSTALL, MISSING_PACKAGE
 from service.settings import Settings
 
 OTHER_FILES = 256
@@ -57,6 +58,15 @@ def streaming_copy(facts: Facts, settings: Settings) -> Finding:
         f"the slow copy is used, which takes two to four times as long: {facts.streaming_copy_error}",
         "install a C compiler, or run `python -m kernels.host.streaming_copy` when the image is made",
     )
+
+
+def kv_events(facts: Facts, settings: Settings) -> Finding:
+    """Check whether the packages of KV events are installed."""
+    if not settings.kv_events:
+        return not_applicable("none are published")
+    if MISSING_PACKAGE is not None:
+        return failure(f"there is no module {MISSING_PACKAGE}", INSTALL)
+    return ok(f"on {settings.kv_events}: whoever can reach it reads token ids")
 
 
 def subscribers(facts: Facts, settings: Settings) -> Finding:

@@ -65,6 +65,7 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
                 notice=cache_pb2.NOTICE_ATTACHED,
                 depot_incarnation=self._depots.incarnation,
                 adopted_chunks=self._depots.num_adopted_chunks_by_tenant.get(depot.tenant, 0),
+                wants_token_ids=depot.namer is not None,
                 other_block_hash_seeds=other_hash_seeds(depot, attachment),
             )
             await context.write(response)

@@ -259,9 +259,10 @@ def prefix_of(wrong: Violations, field: str, message: cache_pb2.Prefix) -> Prefi
     block_hashes = tuple(message.block_hashes) if 0 < num_hashes <= MAX_BLOCK_HASHES else ()
     if not num_tokens and not num_hashes:
         wrong.add(field, "has neither token_ids nor block_hashes")
-    if num_tokens and num_hashes:
-        wrong.add(field, "has both token_ids and block_hashes")
     if num_hashes:
+        if 0 < num_tokens < num_hashes * message.hash_block_size:
+            wanted = num_hashes * message.hash_block_size
+            wrong.add(f"{field}.token_ids", f"has {num_tokens} tokens, and the block_hashes are of {wanted}")
         _check_hashes(wrong, field, block_hashes, num_hashes, message.hash_block_size)
     elif message.hash_block_size:
         wrong.add(f"{field}.hash_block_size", "is set without block_hashes")

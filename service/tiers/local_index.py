@@ -58,6 +58,9 @@ class LocalIndex(Protocol):
     def has(self, key: ChunkKey) -> bool:
         """Return whether a chunk is there or is being written. This is no use of it."""
 
+    def holds(self, key: ChunkKey) -> bool:
+        """Return whether a chunk is there, and no longer being written. This is no use of it."""
+
     def pin(self, key: ChunkKey) -> None:
         """Keep a chunk's place as it is until `unpin`, because an I/O worker reads it."""
 

@@ -69,7 +69,7 @@ class Tier:
         self._accounts = accounts = Accounts(self.name, bus)
         self._breaker = Breaker(clock, self._note_state)
         self._placing = placing = Placing(index, clock)
-        self._erasing = Erasing(placing, lambda: self._crew.wake(Role.WRITE))
+        self._erasing = Erasing(placing, accounts, lambda: self._crew.wake(Role.WRITE))
         self._clear_note = ClearNote(
             self.name,
             placing.forgotten,
@@ -128,6 +128,10 @@ class Tier:
         """Return whether the tier certainly has no chunk of a key: only a local one that can be used knows that."""
         return self._is_usable and self._finding.lacks(key)
 
+    def holds(self, key: ChunkKey) -> bool:
+        """Return whether a local tier can read a chunk. This is no use of it. A remote tier does not know."""
+        return self._is_usable and self._index is not None and self._index.holds(key)
+
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         """Return which chunks the tier has, within the timeout. A local tier answers without a wait."""
         if not self._is_usable:
@@ -179,6 +183,7 @@ class Tier:
         self._writing.forget(lambda owner: cleared.matches(tag_of(owner)))
         wait_seconds = CLEAR_SECONDS if self._state is TierState.AVAILABLE else 0.0
         if self._local_clears is None:
+            self._accounts.forgot_unknown()
             await self._clear_note.share(wait_seconds)
             return 0
         num_removed = await self._local_clears.clear(cleared)

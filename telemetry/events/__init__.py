@@ -14,6 +14,7 @@ from telemetry.events.cache import CacheCleared as CacheCleared
 from telemetry.events.cache import ChunksCorrupt as ChunksCorrupt
 from telemetry.events.cache import ChunksEvicted as ChunksEvicted
 from telemetry.events.cache import ChunksPrefetched as ChunksPrefetched
+from telemetry.events.cache import ChunksRemoved as ChunksRemoved
 from telemetry.events.cache import ChunksReused as ChunksReused
 from telemetry.events.cache import ChunksStored as ChunksStored
 from telemetry.events.cache import EvictionPolicyChanged as EvictionPolicyChanged

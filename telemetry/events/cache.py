@@ -111,6 +111,19 @@ class ChunksEvicted(Event):
 
 
 @fact
+class ChunksRemoved(Event):
+    """Chunks left a tier, and not because L1 needed the space. `reason`: replaced, cleared, evicted, erased.
+
+    `tier` is l1, or the name of a tier behind it. `keys` is empty if the tier does not know which chunks it forgets.
+    """
+
+    model_name: str
+    tier: str
+    reason: str
+    keys: tuple[bytes, ...]
+
+
+@fact
 class ChunksCorrupt(Event):
     """The bytes of chunks in L1 do not match their checksums. The chunks are dropped, and no reader gets them.
 

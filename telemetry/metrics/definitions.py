@@ -1,10 +1,11 @@
-"""The definition of every metric. Those of hits, of tiers, of recordings and of sizing have files of their own."""
+"""The definition of every metric. Those of hits, tiers, recordings, KV events and sizing have files of their own."""
 
 from __future__ import annotations
 
 from telemetry.metrics import attributes as by
 from telemetry.metrics import boundaries
 from telemetry.metrics.hit_definitions import HIT_METRICS
+from telemetry.metrics.kv_event_definitions import KV_EVENT_METRICS
 from telemetry.metrics.metric import Attribute, Metric, counter, gauge, histogram
 from telemetry.metrics.recording_definitions import RECORDING_METRICS
 from telemetry.metrics.sizing_definitions import SIZING_METRICS
@@ -286,5 +287,12 @@ PROCESS_UPTIME = gauge("process.uptime", "s", "Time since the process was starte
 GC_COLLECTIONS = counter("cpython.gc.collections", "{collection}", "Runs of Python's garbage collector.", by.GENERATION)
 
 _OWN = (value for value in list(globals().values()) if isinstance(value, Metric))
-METRICS: tuple[Metric, ...] = (*_OWN, *HIT_METRICS, *RECORDING_METRICS, *TIER_METRICS, *SIZING_METRICS)
+METRICS: tuple[Metric, ...] = (
+    *_OWN,
+    *HIT_METRICS,
+    *RECORDING_METRICS,
+    *KV_EVENT_METRICS,
+    *TIER_METRICS,
+    *SIZING_METRICS,
+)
 """In the order in which they stand above, and then those of the other files."""

@@ -28,15 +28,17 @@ OPERATION = "kvdepot_operations_total"
 OF_TENANTS = ("kvdepot.tenant.", "kvdepot.access.", "kvdepot.files.", "kvdepot.tls.")
 OF_TIERS = "kvdepot.tier."
 OF_RECORDINGS = "kvdepot.recording."
+OF_KV_EVENTS = "kvdepot.kv_events."
 OF_PROCESSES = definitions.LOG_LINES_DROPPED.name
 OF_ESTIMATES = ("kvdepot.sizing.hit", "kvdepot.sizing.prefill", "kvdepot.sizing.depot_hit_ratio")
 ELSEWHERE = {
     metric.prometheus_name
     for metric in definitions.METRICS
-    if metric.name.startswith((*OF_TENANTS, *OF_ESTIMATES, OF_TIERS, OF_RECORDINGS, OF_PROCESSES))
+    if metric.name.startswith((*OF_TENANTS, *OF_ESTIMATES, OF_TIERS, OF_RECORDINGS, OF_KV_EVENTS, OF_PROCESSES))
 }
 """Metrics that a depot without tenants and TLS lacks: see tests/e2e/access; nor has one without tiers behind L1: see
-test_tier_metrics.py; nor one that records no requests: see test_recording.py; nor one that has not seen enough for an
+test_tier_metrics.py; nor one that records no requests: see test_recording.py; nor one without KV events: see
+tests/e2e/kv_events; nor one that has not seen enough for an
 estimate: see test_hit_curve.py; nor one that is no process of its own: see tests/e2e/test_hangs.py."""
 
 

@@ -45,6 +45,9 @@ class FakeTier:
         self.keys_of_lacks.append(key)
         return self.is_local and self.doubt is None and key not in self.chunks
 
+    def holds(self, key: ChunkKey) -> bool:
+        return self.is_local and self.doubt is None and key in self.chunks
+
     async def find(self, keys: Sequence[ChunkKey], owner: Owner, timeout_seconds: float) -> Answer:
         self.asked.append(keys)
         self.timeouts.append(timeout_seconds)

@@ -170,6 +170,9 @@ class DictIndex:
     def has(self, key: ChunkKey) -> bool:
         return key in self._chunks
 
+    def holds(self, key: ChunkKey) -> bool:
+        return self.get(key) is not None
+
     def pin(self, key: ChunkKey) -> None:
         assert self._chunks[key][2], "a chunk is pinned that is being written"
         self._pins[key] = self._pins.get(key, 0) + 1

@@ -55,3 +55,20 @@ def test_the_network_policy_lets_out_telemetry_alone(install: Install, endpoint:
     assert telemetry["ports"] == [{"port": port, "protocol": "TCP"}]
     more = [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]
     assert install({"networkPolicy": {"egress": more}})["NetworkPolicy"]["spec"]["egress"] == more
+
+
+def test_kv_events_have_ports_and_admit_the_named_routers_alone(install: Install, default: Installed) -> None:
+    assert "kv_events" not in default.settings
+    routers = [{"podSelector": {"matchLabels": {"app": "router"}}}]
+    release = install({"kvEvents": {"enabled": True}, "networkPolicy": {"routers": routers}})
+    assert release.settings["kv_events"] == "tcp://0.0.0.0:5557"
+    assert release.settings["kv_events_replay"] == "tcp://0.0.0.0:5558"
+    ports = {port["name"]: port["containerPort"] for port in release.container["ports"]}
+    assert (ports["kv-events"], ports["kv-replay"]) == (5557, 5558)
+    rule = release["NetworkPolicy"]["spec"]["ingress"][2]
+    assert [port["port"] for port in rule["ports"]] == ["kv-events", "kv-replay"]
+    assert rule["from"] == routers
+    six = install(
+        {"kvEvents": {"enabled": True}, "service": {"bindAddress": "::"}, "networkPolicy": {"enabled": False}}
+    )
+    assert six.settings["kv_events"] == "tcp://[::]:5557"

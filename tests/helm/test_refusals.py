@@ -56,6 +56,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"metrics": {"serviceMonitor": True}},
         "at '/metrics/serviceMonitor': got boolean, want string",
     ),
+    "KV events that no router may read": (
+        {"kvEvents": {"enabled": True}},
+        "networkPolicy.routers: no router could read KV events",
+    ),
+    "KV events without events": (
+        {
+            "kvEvents": {"enabled": True},
+            "networkPolicy": {"enabled": False},
+            "settings": {"disable_observability": True},
+        },
+        "kvEvents.enabled: settings.disable_observability leaves no events",
+    ),
+    "two things on a port of KV events": (
+        {"kvEvents": {"enabled": True, "port": 9464}, "networkPolicy": {"enabled": False}},
+        "kvEvents.port: service.port, metrics.port, kvEvents.port and kvEvents.replayPort have to differ",
+    ),
     "no profile": ({"profile": ""}, "profile: it is empty, so nothing says how much memory of which nodes"),
     "a profile that is none": ({"profile": "tiny"}, "at '/profile': value must be one of '', 'gpu', 'cpu', 'try'"),
     "a grace period that cuts off the drain": (

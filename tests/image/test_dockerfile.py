@@ -59,9 +59,10 @@ def test_what_is_copied_is_there_and_let_through_to_the_builder() -> None:
 
 def test_the_installed_extras_exist() -> None:
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"server", "cuda12", "cuda13"} <= extras.keys()
+    assert {"server", "kv-events", "cuda12", "cuda13"} <= extras.keys()
     installs = [line.value for line in INSTRUCTIONS if line.word == "RUN" and "pip install" in line.value]
-    assert ["[server]" in line or "[server,cuda${CUDA}]" in line for line in installs] == [True, True]
+    asked = ("[server,kv-events]", "[server,kv-events,cuda${CUDA}]")
+    assert [any(extras in line for extras in asked) for line in installs] == [True, True]
     assert all("--constraint constraints.txt" in line for line in installs)
 
 

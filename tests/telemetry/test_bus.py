@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from telemetry.bus import EventBus
 from telemetry.delivery import MAX_BATCH_EVENTS, SLICE_SECONDS, Subscriber
 from telemetry.events import Event, LeaseEnded, ServerDraining
+from tests.fakes.waiting import eventually
 
 
 def facts(num_events: int) -> list[Event]:
@@ -441,3 +442,52 @@ def test_accepted_is_delivered_in_order_and_the_rest_is_counted(make_recorder, r
         assert recorder.events == accepted
 
     asyncio.run(scenario())
+
+
+class Deaf(Subscriber):
+    """Hears only of what was dropped, and when: `heard` has the numbers of events handled before."""
+
+    name = "deaf"
+
+    def __init__(self) -> None:
+        self.num_handled = 0
+        self.heard: list[tuple[int, dict[str, int]]] = []
+
+    def handle(self, batch: Sequence[Event]) -> None:
+        self.num_handled += len(batch)
+
+    def note_dropped(self, num_dropped_by_type: Mapping[str, int]) -> None:
+        self.heard.append((self.num_handled, dict(num_dropped_by_type)))
+
+
+async def test_subscribers_hear_of_drops_before_later_batches_and_once() -> None:
+    deaf = Deaf()
+    bus = EventBus([deaf], capacity=2)
+    for _ in range(5):
+        bus.publish(ServerDraining())
+    running = asyncio.create_task(bus.run())
+    await eventually(lambda: deaf.num_handled == 2)
+    bus.publish(ServerDraining())
+    await eventually(lambda: deaf.num_handled == 3)
+    await bus.stop()
+    await running
+    assert deaf.heard == [(0, {"ServerDraining": 3})]
+
+
+async def test_a_drop_during_the_last_batch_is_heard_of_without_another_event() -> None:
+    deaf = Deaf()
+    bus = EventBus([deaf], capacity=1)
+
+    class Publishes(Subscriber):
+        name = "publishes"
+
+        def handle(self, batch: Sequence[Event]) -> None:
+            bus.publish(ServerDraining())
+
+    bus.subscribe(Publishes())
+    bus.publish(ServerDraining())
+    running = asyncio.create_task(bus.run())
+    await eventually(lambda: bool(deaf.heard))
+    assert deaf.heard == [(1, {"ServerDraining": 1})]
+    await bus.stop()
+    await running

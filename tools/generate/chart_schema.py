@@ -23,6 +23,8 @@ SET_BY_THE_CHART = MappingProxyType(
         "l2": "l2",
         "prometheus_host": "service.bindAddress",
         "prometheus_port": "metrics.port",
+        "kv_events": "kvEvents.enabled, kvEvents.port",
+        "kv_events_replay": "kvEvents.enabled, kvEvents.replayPort",
     }
 )
 """Settings that the chart refuses under ``settings``, and the values from which it sets them."""

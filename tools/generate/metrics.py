@@ -36,6 +36,7 @@ _SECTIONS = {
     ),
     "Tenants, and who may call": ("kvdepot.tenant", "kvdepot.access", "kvdepot.files", "kvdepot.tls"),
     "Recorded requests": ("kvdepot.recording",),
+    "KV events for routers": ("kvdepot.kv_events",),
     "Events": ("kvdepot.event_queue", "kvdepot.events", "kvdepot.subscriber"),
     "The server": (
         "rpc.",

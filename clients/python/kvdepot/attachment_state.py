@@ -32,6 +32,8 @@ class AttachmentState:
         """Text that changes with each start of the depot; empty for a depot of an older version."""
         self.adopted_chunks = 0
         """Chunks of this tenant that the depot took over from the process before it."""
+        self.wants_token_ids = False
+        """Whether the depot tells routers what it holds, and needs tokens beside block hashes for that."""
         self.other_block_hash_seeds: tuple[str, ...] = ()
         """Seeds of block hashes, other than this rank's, that engines with the same KV use. It never finds theirs."""
         self.draining = False
@@ -56,6 +58,7 @@ class AttachmentState:
             self.chunk_size, self.chunk_bytes = response.chunk_size, response.chunk_bytes
             self.server_version, self.transfer_backend = response.server_version, response.transfer_backend
             self.depot_incarnation, self.adopted_chunks = response.depot_incarnation, response.adopted_chunks
+            self.wants_token_ids = response.wants_token_ids
             self.other_block_hash_seeds = tuple(response.other_block_hash_seeds)
             self._is_acknowledged = True
         if response.notice == cache_pb2.NOTICE_DRAINING:

@@ -56,7 +56,7 @@
 {{- $flag := regexFind "^--(l1-size|l1-huge-pages|drain-timeout|disable-metrics|disable-observability|otlp-endpoint)\\b" . -}}
 {{- if $flag -}}
 {{- $faults = append $faults (printf "extraArgs: %s: other objects follow from it; set settings.%s" $flag (trimPrefix "--" $flag | replace "-" "_")) -}}
-{{- else if regexMatch "^--(config|listen|l1-file|l2(=|$)|unix-socket-|tls-|tenants|prometheus-)" . -}}
+{{- else if regexMatch "^--(config|listen|l1-file|l2(=|$)|unix-socket-|tls-|tenants|prometheus-|kv-events(=|$)|kv-events-replay(=|$))" . -}}
 {{- $faults = append $faults (printf "extraArgs: %s: the chart sets this itself" .) -}}
 {{- end -}}
 {{- end -}}
@@ -66,6 +66,15 @@
 {{- else if eq .name "KVDEPOT_L2" -}}
 {{- $faults = append $faults "extraEnv: volumes and other objects follow from KVDEPOT_L2; use the value l2" -}}
 {{- end -}}
+{{- end -}}
+{{- if and .Values.kvEvents.enabled .Values.networkPolicy.enabled (not .Values.networkPolicy.routers) -}}
+{{- $faults = append $faults "networkPolicy.routers: no router could read KV events, which have the tokens of prompts; name those that may" -}}
+{{- end -}}
+{{- if and .Values.kvEvents.enabled $settings.disable_observability -}}
+{{- $faults = append $faults "kvEvents.enabled: settings.disable_observability leaves no events to publish" -}}
+{{- end -}}
+{{- if and .Values.kvEvents.enabled (ne 4 (list .Values.service.port .Values.metrics.port .Values.kvEvents.port .Values.kvEvents.replayPort | uniq | len)) -}}
+{{- $faults = append $faults "kvEvents.port: service.port, metrics.port, kvEvents.port and kvEvents.replayPort have to differ" -}}
 {{- end -}}
 {{- if eq (int .Values.service.port) (int .Values.metrics.port) -}}
 {{- $faults = append $faults "metrics.port: it equals service.port; each needs its own port" -}}

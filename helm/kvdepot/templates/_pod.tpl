@@ -97,6 +97,10 @@ containers:
       {{- if include "kvdepot.servesMetrics" . }}
       - {name: metrics, containerPort: {{ .Values.metrics.port }}}
       {{- end }}
+      {{- if .Values.kvEvents.enabled }}
+      - {name: kv-events, containerPort: {{ .Values.kvEvents.port }}}
+      - {name: kv-replay, containerPort: {{ .Values.kvEvents.replayPort }}}
+      {{- end }}
     startupProbe:
       {{- include "kvdepot.probe" (list . "") | nindent 6 }}
       periodSeconds: 2

@@ -33,6 +33,11 @@
 {{- $_ := set $settings "unix_socket_owner" .Values.unixSocketOwner -}}
 {{- $_ := set $settings "prometheus_host" $host -}}
 {{- $_ := set $settings "prometheus_port" (int .Values.metrics.port) -}}
+{{- if .Values.kvEvents.enabled -}}
+{{- $everywhere := printf "tcp://%s:" (ternary (printf "[%s]" $host) $host (contains ":" $host)) -}}
+{{- $_ := set $settings "kv_events" (printf "%s%d" $everywhere (int .Values.kvEvents.port)) -}}
+{{- $_ := set $settings "kv_events_replay" (printf "%s%d" $everywhere (int .Values.kvEvents.replayPort)) -}}
+{{- end -}}
 {{- if .Values.l1.file.enabled -}}
 {{- $_ := set $settings "l1_file" (printf "%s/l1" (include "kvdepot.l1Folder" .)) -}}
 {{- end -}}

@@ -10,6 +10,7 @@ from service.tiers.clears.placing import Placing
 from service.tiers.io_worker.job import JobEnd
 from service.tiers.io_worker.messages import Message, ProtocolBroken, Verb, packed_place
 from service.tiers.store import Place
+from service.tiers.traffic.accounts import Accounts
 
 ERASE_SECONDS = 5.0
 MAX_PLACES = 256
@@ -22,8 +23,9 @@ class Erasing:
     A place in a local tier is pinned until its record is erased, so that no later chunk loses its record.
     """
 
-    def __init__(self, placing: Placing, wake: Callable[[], None]) -> None:
+    def __init__(self, placing: Placing, accounts: Accounts, wake: Callable[[], None]) -> None:
         self._placing = placing
+        self._accounts = accounts
         self._wake = wake
         self._waiting: dict[bytes, Place] = {}
         self._running: set[bytes] = set()
@@ -53,6 +55,7 @@ class Erasing:
             if place is None:
                 self._placing.index.unpin(key)
                 return False
+            self._accounts.removed(key, "erased")
         assert place is not None
         self._waiting[name] = place
         self._empty.clear()

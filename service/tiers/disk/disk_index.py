@@ -98,6 +98,11 @@ class DiskIndex:
         chunk = self._chunks.get(key)
         return chunk is not None and not chunk.is_removed
 
+    def holds(self, key: ChunkKey) -> bool:
+        """Return whether a chunk is there, and no longer being written. This is no use of it."""
+        chunk = self._chunks.get(key)
+        return chunk is not None and chunk.is_written and not chunk.is_removed
+
     def pin(self, key: ChunkKey) -> None:
         """Keep a chunk's place as it is until `unpin`, because an I/O worker reads it."""
         chunk = self._chunks[key]

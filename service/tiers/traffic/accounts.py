@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from service.tiers.load import Load, LoadEnd
 from service.tiers.store import Role
 from service.tiers.traffic.rates import Rate
 from telemetry.events import (
+    ChunksRemoved,
     IoWorkerEnded,
     Publisher,
     TierAsked,
@@ -19,6 +21,8 @@ from telemetry.events import (
     TierWriteDropped,
     TierWritten,
 )
+
+KEYS_PER_EVENT = 256
 
 
 class Accounts:
@@ -37,6 +41,7 @@ class Accounts:
         self.write_rate = Rate()
         self._tier = tier
         self._bus = bus
+        self._removed: list[tuple[str, bytes]] = []
 
     def note_asked(self, num_chunks: int, num_found: int) -> None:
         """Note that a lookup asked for chunks."""
@@ -112,6 +117,16 @@ class Accounts:
                 )
             )
 
+    def removed(self, key: bytes, reason: str) -> None:
+        """Note that a chunk left. What leaves in one pass of the event loop is published together."""
+        if not self._removed:
+            asyncio.get_running_loop().call_soon(self._publish_removed)
+        self._removed.append((reason, key))
+
+    def forgot_unknown(self) -> None:
+        """Note that chunks were cleared, and that it is not known which."""
+        self._bus.publish(ChunksRemoved(tier=self._tier, model_name="", reason="cleared", keys=()))
+
     def state(self, state: str, detail: str) -> None:
         """Note a change of the tier's state."""
         self._bus.publish(TierStateChanged(tier=self._tier, state=state, detail=detail))
@@ -120,3 +135,13 @@ class Accounts:
         """Note that an I/O worker ended that should not have."""
         self.num_killed += reason != "crash"
         self._bus.publish(IoWorkerEnded(tier=self._tier, role=role, reason=reason, verb=verb, num_parts=num_parts))
+
+    def _publish_removed(self) -> None:
+        keys_by_reason: dict[str, list[bytes]] = {}
+        for reason, key in self._removed:
+            keys_by_reason.setdefault(reason, []).append(key)
+        self._removed = []
+        for reason, keys in keys_by_reason.items():
+            for first in range(0, len(keys), KEYS_PER_EVENT):
+                some = tuple(keys[first : first + KEYS_PER_EVENT])
+                self._bus.publish(ChunksRemoved(tier=self._tier, model_name="", reason=reason, keys=some))

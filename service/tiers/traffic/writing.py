@@ -217,6 +217,7 @@ class Writing:
             return None
         place, generation, evicted = begun
         for key in evicted:
+            self.accounts.removed(key, "evicted")
             other = self._l1.get(key)
             if other is not None:
                 other.in_tiers &= ~self._bit

@@ -70,6 +70,35 @@ def test_the_lookups_and_stores_of_a_request_say_whether_it_goes_on(
 
 
 @pytest.mark.parametrize(
+    ("wanted", "fields", "is_sent"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"mm_features": ["an image"]}, False),  # its tokens do not say which one
+        (True, {"prompt_embeds": "embeddings"}, False),
+    ],
+)
+def test_a_store_has_the_tokens_of_its_chunks_if_the_depot_wants_them_and_they_are_all(
+    driver: SchedulerDriver, wanted: bool, fields: dict[str, Any], is_sent: bool
+) -> None:
+    driver.scheduler.reported(WorkerReport(chunk_sizes={0: CHUNK}, wants_token_ids=wanted))
+    request = request_of(20, **fields)
+    driver.scheduler.matched_tokens(request, 0)
+    driver.lookup_client.answer(0)
+    driver.scheduler.matched_tokens(request, 0)
+    driver.tables["request"] = TABLE
+    (store,) = driver.step({request: 20}).stores
+    assert list(store.prefix.token_ids) == (list(request.all_token_ids[:16]) if is_sent else [])
+    assert len(store.prefix.block_hashes) == 2
+
+
+def test_the_later_report_of_a_worker_says_whether_the_depot_wants_tokens() -> None:
+    wants, silent, wants_not = (WorkerReport(wants_token_ids=each) for each in (True, None, False))
+    assert wants.aggregate(silent).wants_token_ids is True
+    assert wants.aggregate(wants_not).wants_token_ids is False
+
+
+@pytest.mark.parametrize(
     "request_",
     [request_of(7), request_of(20, skip_reading_prefix_cache=True)],
     ids=["shorter than a chunk", "may not read caches"],

@@ -34,6 +34,10 @@ def calls_of(recording: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in recording.read_text().splitlines()]
 
 
+def plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value.tolist()
+
+
 @dataclass
 class RecordedRequest:
     request_id: str
@@ -133,8 +137,9 @@ class Replay:
         blocks = [(request_id, tuple(block_ids), anew) for request_id, block_ids, anew in new_blocks]
         found = self.scheduler.step(scheduled, table, blocks, may_store=may_store)
         for store in commands["stores"]:
-            store.setdefault("will_continue", None)  # older recordings do not have it
-        assert json.loads(json.dumps(asdict(found), default=bytes.hex)) == commands
+            store.setdefault("will_continue", None)  # older recordings do not have these
+            store.setdefault("token_ids", [])
+        assert json.loads(json.dumps(asdict(found), default=plain)) == commands
 
     def _reported(
         self,

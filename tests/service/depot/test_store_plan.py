@@ -151,7 +151,7 @@ def test_a_resident_chunk_is_replaced_by_one_with_all_its_bytes_and_more(
     index.add("a", absent=there)
     plan = plan_store(index, context, offered("a", absent=brought))
     assert index.calls == (["remove a: replaced", "reserve a"] if is_replaced else ["pin a"])
-    assert (not plan.resident) == is_replaced
+    assert (not plan.resident) == is_replaced == bool(plan.replaced)
     assert [chunk.absent_tokens for chunk in plan.reserved.values()] == ([brought] if is_replaced else [])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kernels.host.streaming_copy import built_library
+from service.depot.publisher import NullPublisher
 from service.depot.slices import Slices
 from service.l1.chunk import Chunk
 from service.tiers.address.address import TierAddress
@@ -26,6 +27,8 @@ from service.tiers.load import LoadEnd
 from service.tiers.record import Owner
 from service.tiers.snapshot import TierState
 from service.tiers.tier import Tier
+from service.tiers.traffic.accounts import Accounts
+from telemetry.events import ChunksRemoved
 from tests.fakes.tiers import BIT, OWNER, EventList, SmallL1, expected, key_of
 from tests.fakes.waiting import eventually
 
@@ -34,6 +37,7 @@ class DiskTierUnderTest:
     """A disk tier that runs."""
 
     def __init__(self, folder: Path, l1: SmallL1, options: str = "") -> None:
+        self.bus = EventList()
         address = TierAddress.parse(f"disk://{folder}?size=16MiB{options}")
         self.l1 = l1
         self.index = DiskIndex(DiskLayout.of(address))
@@ -50,7 +54,7 @@ class DiskTierUnderTest:
             BIT,
             l1=l1.index,
             index=self.index,
-            bus=EventList(),
+            bus=self.bus,
             run_steps=Slices().run,
             on_corrupt=lambda chunk: None,
             limits=TierLimits(read_workers=1, write_workers=1),
@@ -114,6 +118,10 @@ async def test_a_full_disk_has_the_chunks_that_were_written_last(tmp_path: Path)
             await test.written([chunk])
             test.l1.remove(chunk)
         assert test.tier.snapshot().num_evicted > 10
+        reported = [key for event in test.bus.of(ChunksRemoved) for key in event.keys]
+        assert {event.reason for event in test.bus.of(ChunksRemoved)} == {"evicted"}
+        keys = [key_of(number) for number in range(40)]
+        assert [key for key in keys if key not in reported] == [key for key in keys if test.tier.holds(key)]
         assert await test.load(39, num_bytes) == (LoadEnd.ARRIVED, expected(39, num_bytes))
         assert (await test.load(0, num_bytes))[0] is LoadEnd.ABSENT
 
@@ -222,6 +230,6 @@ def io_workers() -> list[int]:
 
 def test_a_chunk_that_has_left_already_is_not_erased() -> None:
     index = DiskIndex(DiskLayout(16 << 20))
-    erasing = Erasing(Placing(index, lambda: 0.0), lambda: None)
+    erasing = Erasing(Placing(index, lambda: 0.0), Accounts("disk", NullPublisher()), lambda: None)
     assert not erasing.erase(key_of(1), key_of(1))
     index.check()

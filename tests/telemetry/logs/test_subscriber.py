@@ -166,7 +166,7 @@ def test_start_transfer_lease_and_chunk_events_are_debug(caplog, make_example):
     LogSubscriber().handle([make_example(event_type) for event_type in EVENT_TYPES.values()])
     debug = {record.getMessage().split()[0] for record in caplog.records if record.levelno == logging.DEBUG}
     work = {"LookupStarted", "StoreStarted", "RetrieveStarted", "TransferStarted", "TransferFinished"}
-    chunks = {"ChunksPrefetched", "ChunksStored", "ChunksReused", "ChunksEvicted"}
+    chunks = {"ChunksPrefetched", "ChunksStored", "ChunksReused", "ChunksEvicted", "ChunksRemoved"}
     # The server writes lines of its own of these (its session log, its audit, its refusals, its verification), or makes
     # spans of them.
     told_elsewhere = {"SessionEnded", "CallDenied", "CallRefused", "CallServed", "ChunksCorrupt"}

@@ -19,16 +19,20 @@ class TableSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedMemory:
-    """The memory to attach. `sources` has one entry per group."""
+    """The memory to attach. `sources` has one entry per group; if it is empty, both sides have the same groups.
+
+    Calls for blocks `on_gpu` carry an event that the depot waits for (see `ConnectorWorker`).
+    """
 
     groups: tuple[KvGroup, ...]
     regions: tuple[MemoryRegion, ...]
-    sources: tuple[TableSource, ...]
-    on_gpu: bool
+    sources: tuple[TableSource, ...] = ()
+    on_gpu: bool = False
 
     def block_tables(self, tables: GroupTables) -> list[BlockTable]:
         """Return the block table of each attached group; `tables` are by the engine's group."""
-        return [_split(tables[source.engine_group], source.blocks_per_block) for source in self.sources]
+        sources = self.sources or [TableSource(group, 1) for group in range(len(self.groups))]
+        return [_split(tables[source.engine_group], source.blocks_per_block) for source in sources]
 
 
 def _split(table: GroupTable, parts: int) -> BlockTable:

@@ -14,13 +14,14 @@ FIRST_REPORT_SECONDS = 5.0
 class AttachedWorkers:
     """The last report of each worker.
 
-    `chunk_size` is the depot's if all workers are attached and agree; else it is 0, and no depot is used. `clock` is in
-    seconds.
+    `chunk_size` is the depot's if all workers are attached and agree; else it is 0, and no depot is used.
+    `wants_token_ids` says whether the depot wants tokens with stores. `clock` is in seconds.
     """
 
     def __init__(self, num_workers: int, hash_block_size: int, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.chunk_size = 0
+        self.wants_token_ids = False
         self._num_workers = num_workers
         self._hash_block_size = hash_block_size
         self._chunk_sizes: dict[int, int] = {}

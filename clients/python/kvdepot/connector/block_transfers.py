@@ -160,12 +160,16 @@ class BlockTransfers:
         )
         return transfer_id
 
-    def fail(self, transfer_ids: Iterable[int]) -> None:
-        """Mark transfers as failed: their tokens are not stored."""
+    def fail(self, transfer_ids: Iterable[int]) -> list[BlockTransfer]:
+        """Mark transfers as failed: their tokens are not stored. Return those that had not failed before."""
+        failed = []
         for transfer_id in transfer_ids:
             if transfer := self._transfers.get(transfer_id):
+                if not transfer.failed:
+                    failed.append(transfer)
                 transfer.failed = True
                 transfer.state.stored_tokens = min(transfer.state.stored_tokens, transfer.start_token)
+        return failed
 
     def cut(self, num_loaded: Mapping[int, int]) -> None:
         """Note that these loads have loaded so many tokens only: those behind them may not be stored any more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 from kvdepot.connector.attached_workers import AttachedWorkers
 from kvdepot.connector.request_state import EngineRequest, RequestState
 from kvdepot.connector.weight_generation import WeightGeneration
@@ -31,6 +33,12 @@ class ChunkPrefixes:
         """Return the hash of each chunk's last block, up to token `end`. It covers all tokens up to there."""
         per_chunk = self._workers.chunk_size // self._hash_block_size
         return list(request.block_hashes[per_chunk - 1 : end // self._hash_block_size : per_chunk])
+
+    def tokens(self, state: RequestState, end: int) -> array[int]:
+        """Return the tokens up to `end` if the depot wants them and they are all that the KV comes from; else none."""
+        if not (self._workers.wants_token_ids and state.traits.has_token_ids and state.traits.has_only_tokens):
+            return array("I")
+        return array("I", state.request.all_token_ids[:end])
 
     def longest(self, state: RequestState) -> Prefix:
         """Return the prefix of all whole chunks, to find all that is stored."""

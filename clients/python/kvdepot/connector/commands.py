@@ -5,6 +5,7 @@ The engine pickles both between its own processes.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class LoadCommand(TransferCommand):
 class StoreCommand(TransferCommand):
     """Store the whole chunks of a prefix from `start_token` on. `tables` cover the tokens from there.
 
-    `will_continue` is described at `RequestTraits`.
+    `will_continue` is described at `RequestTraits`. `token_ids` are those of the whole prefix if the depot wants them,
+    else empty.
     """
 
     chunk_hashes: list[bytes]
@@ -72,16 +74,19 @@ class StoreCommand(TransferCommand):
     adapter: str
     start_token: int
     will_continue: bool | None = None
+    token_ids: array[int] = field(default_factory=lambda: array("I"))
 
     @property
     def prefix(self) -> Prefix:
         """The prefix from token 0, by the hash of each chunk's last block."""
-        return Prefix(
+        prefix = Prefix(
             block_hashes=self.chunk_hashes,
             hash_block_size=self.chunk_size,
             cache_salt=self.cache_salt,
             adapter=self.adapter,
         )
+        prefix.token_ids.extend(self.token_ids)
+        return prefix
 
 
 @dataclass(slots=True)
@@ -131,7 +136,8 @@ class WorkerReport:
     `done[transfer_id]` counts such workers. `failed` transfers have not loaded or stored all of their tokens. Of a load
     in `partial`, the worker that has loaded the fewest tokens has so many; their blocks are right, from token 0 on.
     `chunk_sizes[worker_index]` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
-    first step and when it changes. `outcomes` has each transfer of this time that a worker has sent or refused.
+    first step and when it changes. With it, the report says whether the depot wants tokens; None: it does not say.
+    `outcomes` has each transfer of this time that a worker has sent or refused.
     """
 
     done: Counter[int] = field(default_factory=Counter)
@@ -139,6 +145,7 @@ class WorkerReport:
     partial: dict[int, int] = field(default_factory=dict)
     chunk_sizes: dict[int, int] = field(default_factory=dict)
     outcomes: dict[int, TransferOutcome] = field(default_factory=dict)
+    wants_token_ids: bool | None = None
 
     def aggregate(self, other: WorkerReport) -> WorkerReport:
         """Return both reports as one. The other's chunk sizes are the later ones."""
@@ -148,6 +155,7 @@ class WorkerReport:
             partial={**self.partial, **{key: min(self.partial.get(key, n), n) for key, n in other.partial.items()}},
             chunk_sizes={**self.chunk_sizes, **other.chunk_sizes},
             outcomes=aggregated(self.outcomes, other.outcomes),
+            wants_token_ids=self.wants_token_ids if other.wants_token_ids is None else other.wants_token_ids,
         )
 
 

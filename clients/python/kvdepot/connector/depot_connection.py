@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Protocol
 
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.aio.client import AsyncDepotClient
@@ -27,11 +28,18 @@ MAX_BACKOFF_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 
 
+class OnChange(Protocol):
+    """What is called when the worker is attached to a depot, or no more."""
+
+    def __call__(self, chunk_size: int, /, *, wants_token_ids: bool) -> None: ...
+
+
 class DepotConnection:
     """The attachment of one worker. It runs on the event loop.
 
     `uncertain` are the worker's uncertain transfers; the caller owns the set, which outlives a closed connection.
-    `on_done` takes transfers that are done. `on_change` takes the chunk size of a new attachment, or 0.
+    `on_done` takes transfers that are done. `on_change` takes the chunk size of a new attachment, or 0, and
+    whether its depot wants tokens.
     """
 
     def __init__(
@@ -43,7 +51,7 @@ class DepotConnection:
         memory: AttachedMemory,
         uncertain: set[int],
         on_done: Callable[[Iterable[int]], None],
-        on_change: Callable[[int], None],
+        on_change: OnChange,
     ) -> None:
         self.memory = memory
         self._client = client
@@ -120,7 +128,7 @@ class DepotConnection:
                 ", ".join(attachment.other_block_hash_seeds),
                 self._identity.block_hash_seed,
             )
-        self._on_change(attachment.chunk_size)
+        self._on_change(attachment.chunk_size, wants_token_ids=attachment.wants_token_ids)
         ends = [asyncio.ensure_future(attachment.wait_lost()), asyncio.ensure_future(self._must_reattach.wait())]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -128,7 +136,7 @@ class DepotConnection:
             for end in ends:
                 end.cancel()
             self._attachment = None
-            self._on_change(0)
+            self._on_change(0, wants_token_ids=False)
         reason = attachment.lost_reason or "it did not answer a call in time"
         logger.warning("detached from the depot, the engine goes on without it: %s", reason)
 

@@ -44,8 +44,9 @@ class Adapter(Protocol):
 class RequestTraits:
     """The properties of a request that never change.
 
-    `will_continue`: its prompt is likely to come again soon with more tokens. None: the request does not say. At most
-    `max_load_tokens` are loaded for it, and no chunk is stored that ends behind `max_store_tokens`. None: no limit.
+    `has_only_tokens`: its KV comes from its tokens alone, without images. `will_continue`: its prompt is likely to come
+    again soon with more tokens. None: the request does not say. At most `max_load_tokens` are loaded for it, and no
+    chunk is stored that ends behind `max_store_tokens`. None: no limit.
     """
 
     cache_salt: str = ""
@@ -53,6 +54,7 @@ class RequestTraits:
     adapter: Adapter | None = None
     may_load: bool = True
     has_token_ids: bool = True
+    has_only_tokens: bool = True
     will_continue: bool | None = None
     max_load_tokens: int | None = None
     max_store_tokens: int | None = None

@@ -13,6 +13,7 @@ from kvdepot.connector.block_transfers import BlockReferences, BlockTransfers
 from kvdepot.connector.cache_groups import reported_group
 from kvdepot.connector.chunk_prefixes import ChunkPrefixes
 from kvdepot.connector.commands import BlockIds, LoadCommand, StepCommands, WorkerReport
+from kvdepot.connector.ended_loads import EndedLoad, ended_loads
 from kvdepot.connector.pending_lookups import LookupClient, PendingLookups
 from kvdepot.connector.prefill_rate import PrefillRate
 from kvdepot.connector.published_blocks import BlockChanges
@@ -147,9 +148,9 @@ class ConnectorScheduler:
         self,
         num_scheduled_tokens: Mapping[str, int],
         tables: Callable[[str], BlockIds | None],
-        new_blocks: Sequence[tuple[str, BlockIds, bool]],
+        new_blocks: Sequence[tuple[str, BlockIds, bool]] = (),
         *,
-        may_store: bool,
+        may_store: bool = True,
     ) -> StepCommands:
         """Return the commands to the workers for this step.
 
@@ -186,24 +187,27 @@ class ConnectorScheduler:
         commands, self._commands = self._commands, StepCommands()
         return commands
 
-    def reported(self, report: WorkerReport) -> None:
-        """Take the workers' report."""
-        self._transfers.fail(report.failed)
+    def reported(self, report: WorkerReport) -> list[EndedLoad]:
+        """Take the workers' report. Return the loads that have ended since the one before."""
+        failed = self._transfers.fail(report.failed)
         self._transfers.cut(report.partial)
         self._transfers.record(report.outcomes)
-        for transfer in self._transfers.mark_done(report.done):
+        for transfer in (done := self._transfers.mark_done(report.done)):
             self._statistics.ended(transfer)
             self._publisher.ended(transfer)
             self._lookup_client.release(transfer.leases)
             if transfer.is_load and not transfer.failed and transfer.state.may_store:
                 transfer.state.may_load = True  # it may load again after a preemption
             self._end_session(transfer.state)
+        if report.wants_token_ids is not None:
+            self._workers.wants_token_ids = report.wants_token_ids
         if report.chunk_sizes:
             self._workers.update(report.chunk_sizes)
             self._statistics.set_attached_workers(self._workers.num_attached)
             self._publisher.clear()
             for state in self._requests.values():  # the new attachment may be to another depot, and that one empty
                 state.stored_tokens = 0
+        return ended_loads(failed, done)
 
     def finished(self, request: EngineRequest) -> None:
         """End a finished or aborted request. The engine frees its blocks; transfers keep their own references."""

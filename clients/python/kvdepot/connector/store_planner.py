@@ -70,6 +70,7 @@ class StorePlanner:
             adapter=state.adapter_identity,
             start_token=start,
             will_continue=state.traits.will_continue,
+            token_ids=self._prefixes.tokens(state, end),
             tables=stored,
             traceparent=state.traits.traceparent,
         )

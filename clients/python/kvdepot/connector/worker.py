@@ -14,7 +14,7 @@ from typing import Any
 from kvdepot.aio.client import AsyncDepotClient
 from kvdepot.connector.attached_memory import AttachedMemory
 from kvdepot.connector.command_runner import CommandRunner, ReadyEvent
-from kvdepot.connector.commands import LoadCommand, StoreCommand
+from kvdepot.connector.commands import LoadCommand, StoreCommand, WorkerReport
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.depot_connection import DepotConnection
 from kvdepot.connector.event_loop import EventLoop
@@ -31,7 +31,8 @@ class ConnectorWorker:
     """One worker: its memory, its connection to the depot, its running transfers and their `results`.
 
     `worker_index` is its index in the engine's reports. `record_event` records an event on the device's current
-    stream. The depot waits for the event before it touches blocks. Only memory of a GPU needs it.
+    stream, and returns it, as `kvdepot.cuda.ready_event` takes it. The depot waits for the event before it touches
+    blocks. Only memory of a GPU needs it. All methods belong to one thread.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class ConnectorWorker:
         worker_id: WorkerId,
         worker_index: int,
         loop: EventLoop,
-        record_event: Callable[[], Any],
+        record_event: Callable[[], Any] | None = None,
     ) -> None:
         self._config = config
         self._identity = identity
@@ -61,10 +62,14 @@ class ConnectorWorker:
         """Attach the KV cache that `share` returns, and wait for that until the attach timeout.
 
         `share` is called after the end of the attachment before, if there was one. Its errors are raised.
+
+        Raises: ValueError: the memory is of a GPU, and the worker has no `record_event`.
         """
         self.close()
         self._first_attachment.clear()
         memory = share()
+        if memory.on_gpu and self._record_event is None:
+            raise ValueError("memory of a GPU needs record_event: the depot must know when blocks are computed")
         self._on_gpu = memory.on_gpu
         self._running = self._loop.start(self._run(memory))
         if not self._first_attachment.wait(self._config.attach_timeout_seconds):
@@ -87,6 +92,15 @@ class ConnectorWorker:
             event = event or self._ready_event()
             self._loop.call(self._runner.begin_store, command, event)
 
+    def take_report(self) -> WorkerReport | None:
+        """Return the report about the time since the last call, for `ConnectorScheduler.reported`.
+
+        None: nothing happened. An engine calls either this in each step, or all methods of `results` that take.
+        """
+        self.results.take_loaded()  # `ConnectorScheduler.reported` returns the ended loads
+        self.results.take_invalid_blocks()
+        return self.results.take_report()
+
     def close(self) -> None:
         """Detach, within `CLOSE_SECONDS`."""
         if self._running is None:
@@ -98,7 +112,7 @@ class ConnectorWorker:
             logger.warning("the worker could not detach in time; the depot notices its end")
 
     def _ready_event(self) -> ReadyEvent:
-        if not self._on_gpu:
+        if not self._on_gpu or self._record_event is None:
             return ReadyEvent(None, b"")
         event = self._record_event()
         return ReadyEvent(event, cuda.ready_event(event))
@@ -121,7 +135,8 @@ class ConnectorWorker:
             logger.exception("the connection to the depot failed")
             raise
 
-    def _set_chunk_size(self, chunk_size: int) -> None:
+    def _set_chunk_size(self, chunk_size: int, *, wants_token_ids: bool) -> None:
+        self.results.wants_token_ids = wants_token_ids  # first: the engine's thread reports it with the size
         self.results.chunk_size = chunk_size
         if chunk_size:
             self._first_attachment.set()

@@ -21,6 +21,7 @@ class WorkerResults:
 
     def __init__(self, worker_index: int) -> None:
         self.chunk_size = 0
+        self.wants_token_ids = False
         self._worker_index = worker_index
         self._reported_chunk_size: int | None = None
         self._done: deque[int] = deque()
@@ -69,6 +70,7 @@ class WorkerResults:
         report.outcomes.update(_drain(self._outcomes))
         if (chunk_size := self.chunk_size) != self._reported_chunk_size:
             self._reported_chunk_size = report.chunk_sizes[self._worker_index] = chunk_size
+            report.wants_token_ids = self.wants_token_ids
         return report if report != WorkerReport() else None
 
 

@@ -463,6 +463,7 @@ class AttachInstanceResponse(_message.Message):
     NOTICE_FIELD_NUMBER: _builtins.int
     DEPOT_INCARNATION_FIELD_NUMBER: _builtins.int
     ADOPTED_CHUNKS_FIELD_NUMBER: _builtins.int
+    WANTS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     OTHER_BLOCK_HASH_SEEDS_FIELD_NUMBER: _builtins.int
     chunk_size: _builtins.int
     """Tokens per chunk of this instance."""
@@ -482,6 +483,10 @@ class AttachInstanceResponse(_message.Message):
     """Chunks of the caller's tenant that the depot took over when it started from the process before it. A Lookup finds
     those that were not evicted since. 0 if L1 began empty.
     """
+    wants_token_ids: _builtins.bool
+    """The depot publishes KV events to routers, which need tokens. So a prefix with block_hashes should have token_ids,
+    too, in Store.
+    """
     @_builtins.property
     def other_block_hash_seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Values of block_hash_seed, other than the rank's own, under which the caller's tenant has chunks that would be this
@@ -499,11 +504,12 @@ class AttachInstanceResponse(_message.Message):
         notice: Global___Notice.ValueType = ...,
         depot_incarnation: _builtins.str = ...,
         adopted_chunks: _builtins.int = ...,
+        wants_token_ids: _builtins.bool = ...,
         other_block_hash_seeds: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_chunks", b"adopted_chunks", "chunk_bytes", b"chunk_bytes", "chunk_size", b"chunk_size", "depot_incarnation", b"depot_incarnation", "notice", b"notice", "other_block_hash_seeds", b"other_block_hash_seeds", "server_version", b"server_version", "transfer_backend", b"transfer_backend"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_chunks", b"adopted_chunks", "chunk_bytes", b"chunk_bytes", "chunk_size", b"chunk_size", "depot_incarnation", b"depot_incarnation", "notice", b"notice", "other_block_hash_seeds", b"other_block_hash_seeds", "server_version", b"server_version", "transfer_backend", b"transfer_backend", "wants_token_ids", b"wants_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -745,7 +751,7 @@ Global___CudaIpc: _TypeAlias = CudaIpc  # noqa: Y015
 
 @_typing.final
 class Prefix(_message.Message):
-    """A prompt: its token ids, or the engine's own chained block hashes. Exactly one of the two is set.
+    """A prompt: its token ids, or the engine's own chained block hashes. At least one of the two is set.
 
     The hash of a block must cover the block and all that precedes it. It must also cover everything else that changes KV
     (images, embeddings). Two prompts with equal token ids and different images then share nothing. The algorithm and the
@@ -773,7 +779,9 @@ class Prefix(_message.Message):
 
     @_builtins.property
     def block_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """One hash for each whole block of the prompt, from block 0; at most 262,144 hashes, each of 4 to 64 bytes."""
+        """One hash for each whole block of the prompt, from block 0; at most 262,144 hashes, each of 4 to 64 bytes. A prompt
+        with hashes is named by them. Beside them, token_ids are only for KV events: all tokens of these blocks, at least.
+        """
 
     def __init__(
         self,

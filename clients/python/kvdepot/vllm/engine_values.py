@@ -40,6 +40,7 @@ def request_traits(request: Any, adapters: Adapters, parameters: RequestParamete
         adapter=adapters.of_request(request.lora_request),
         may_load=not request.skip_reading_prefix_cache,
         has_token_ids=request.prompt_embeds is None,
+        has_only_tokens=not getattr(request, "mm_features", None),
         will_continue=limits.will_continue,
         max_load_tokens=limits.max_load_tokens,
         max_store_tokens=limits.max_store_tokens,

@@ -1,0 +1,1 @@
+"""KV events of this depot: which blocks its chunks have, where they are, and which readers get what."""
