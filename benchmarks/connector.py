@@ -35,6 +35,10 @@ class _Request:
     blocks: list[int]
 
     @property
+    def num_prompt_tokens(self) -> int:
+        return PROMPT_TOKENS
+
+    @property
     def num_tokens(self) -> int:
         return len(self.all_token_ids)
 

@@ -79,6 +79,7 @@ PROGRAMS = ("*/__main__.py", "kvdepot/cli/app.py")
 CONNECTOR = "kvdepot/vllm/connector.py"  # vLLM alone imports it
 BACKEND = "kvdepot/sglang/backend.py"  # and SGLang this one
 ENGINE_FACTS = "kvdepot/sglang/engine_facts.py"
+NEED_VLLM = (CONNECTOR, *(f"kvdepot/vllm/{name}.py" for name in ("kv_events", "metadata", "metrics")))
 
 
 def modules() -> dict[str, ast.Module]:
@@ -220,6 +221,7 @@ def test_the_service_imports_the_lower_packages_and_the_contract() -> None:
 
 def test_the_connector_imports_no_engine() -> None:
     assert faults("kvdepot/connector/*", forbidden=("kvdepot.vllm", "vllm", "kvdepot.sglang", "sglang")) == []
+    assert faults(*others("kvdepot/vllm/*"), forbidden=("vllm",)) == []
 
 
 def test_only_servicers_and_commands_see_messages() -> None:
@@ -268,7 +270,7 @@ print(json.dumps({
 
 def names(package: str) -> list[str]:
     """Return the modules of a package, without the command line and what engines import, which programs use."""
-    engines = (CONNECTOR, BACKEND)
+    engines = (*NEED_VLLM, BACKEND)
     paths = [path for path in MODULES if path.startswith(f"{package}/") and not matches(path, *PROGRAMS, *engines)]
     return [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
 

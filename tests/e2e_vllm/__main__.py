@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, damages, generations, identities, model, progress, restarts, windows
+from tests.e2e_vllm import cases, damages, generations, identities, model, progress, reporting, restarts, windows
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -54,6 +54,10 @@ WITH_ENGINES_OF_THEIR_OWN = [
     identities.among_other_connectors,
     generations.updated_weights,
     generations.pause_with_the_same_weights,
+    reporting.statistics,
+    reporting.statistics_of_several,
+    reporting.kv_events,
+    reporting.prompts_only,
 ]
 
 

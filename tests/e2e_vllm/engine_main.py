@@ -27,7 +27,13 @@ async def generate(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
     prompt = TokensPrompt(prompt_token_ids=command["prompt"])
     if salt := command.get("cache_salt"):
         prompt["cache_salt"] = salt
-    params = SamplingParams(temperature=0.0, max_tokens=command["max_tokens"], ignore_eos=True, detokenize=False)
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=command["max_tokens"],
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={"kv_transfer_params": command["kv_transfer_params"]} if "kv_transfer_params" in command else None,
+    )
     start = time.monotonic()
     answer: dict[str, Any] = {"first_seconds": None, "cached": None, "tokens": []}
     lora = LoRARequest(**command["lora"]) if command.get("lora") else None
@@ -49,6 +55,12 @@ async def carry_out(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
             await engine.do_log_stats()
             counters = [each for each in get_metrics_snapshot() if isinstance(each, Counter)]
             return {"count": sum(each.value for each in counters if each.name == "vllm:num_preemptions")}
+        case "metrics":
+            from prometheus_client import generate_latest
+            from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+            await engine.do_log_stats()
+            return {"text": generate_latest(get_prometheus_registry()).decode()}
         case "reset":
             running = command.get("running", False)
             return {"done": await engine.reset_prefix_cache(running, reset_connector=command["connector"])}

@@ -13,6 +13,9 @@ from contextlib import asynccontextmanager
 from kvdepot.v1 import admin_pb2
 from tests.e2e_vllm.cases import ALONE, SOME, Proof, together, tokens_of, until, whole_chunks
 from tests.e2e_vllm.engines import Engine
+from tests.e2e_vllm.reporting import metrics_of
+
+OF_DISK = ("prompt_tokens_cached_by_source_total", "disk")
 
 
 async def surviving_chunks(proof: Proof, a: Engine, b: Engine) -> str:
@@ -72,7 +75,9 @@ async def from_disk(proof: Proof, a: Engine, b: Engine) -> str:
             await ready(proof, a, b)
             await until(lambda: _is_disk_idle(proof), "the disk is open")
             await proof.forget_locally(b)
+            before = await metrics_of(b)
             answers = [await b.generate(prompt) for prompt in ALONE]
+            after = await metrics_of(b)
             async with proof.depot() as depot:
                 num_read = (await depot.get_status()).tiers[1].traffic.num_reads_by_outcome["arrived"]
         await proof.server.end()
@@ -81,11 +86,13 @@ async def from_disk(proof: Proof, a: Engine, b: Engine) -> str:
     same = proof.plain.check(ALONE, answers)
     cached = [answer.cached for answer in answers]
     assert set(cached) == {whole_chunks(1900)}, f"{cached} tokens were cached"
+    of_disk = after[OF_DISK] - before.get(OF_DISK, 0)
+    assert of_disk == sum(cached), f"vLLM counts {of_disk} tokens of the disk"
     loading = statistics.median(answer.first_seconds for answer in answers)
     without = proof.plain.first_seconds["alone"]
     return (
-        f"cached {cached[0]} of 1900, {num_read} chunks read; TTFT {loading * 1000:.0f} ms from the disk, "
-        f"{without * 1000:.0f} ms without a connector; {same}"
+        f"cached {cached[0]} of 1900, {num_read} chunks read, all counted as hits of the disk; "
+        f"TTFT {loading * 1000:.0f} ms from the disk, {without * 1000:.0f} ms without a connector; {same}"
     )
 
 

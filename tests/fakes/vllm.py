@@ -13,6 +13,7 @@ from kvdepot.connector.block_allocations import BlockAllocation
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, StepCommands, WorkerReport
 from kvdepot.connector.lookups import PendingLookup
+from kvdepot.connector.request_limits import RequestParameters
 from kvdepot.connector.scheduler import ConnectorScheduler
 from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.connector.session_ids import SessionIds
@@ -37,9 +38,14 @@ class Request:
     lora_request: Any = None
     trace_headers: dict[str, str] | None = None
     prompt_embeds: Any = None
-    mm_features: Any = None
     kv_transfer_params: Any = None
+    mm_features: Any = ()
+    num_generated_tokens: int = 0
     block_size: int = BLOCK
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.tokens) - self.num_generated_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -211,12 +217,12 @@ class SchedulerDriver:
             "steps_ahead": 1,
         }
         all_settings = SchedulerSettings(num_blocks=num_blocks, num_workers=num_workers, **{**defaults, **settings})
-        adapters = Adapters()
+        adapters, parameters = Adapters(), RequestParameters()
         self.scheduler = ConnectorScheduler(
             all_settings,
             self.lookup_client,
             self.reports if reports else None,
-            lambda request: request_traits(request, adapters),
+            lambda request: request_traits(request, adapters, parameters),
             self.clock,
         )
         self.scheduler.bind(VllmBlockReferences(self.pool))

@@ -122,7 +122,11 @@ class GenerationWalk(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self.idle())
     def preempt(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.idle())).num_computed_tokens = 0
+        self.lose_blocks(data.draw(st.sampled_from(self.idle())))
+
+    def lose_blocks(self, request: Request) -> None:
+        request.num_computed_tokens = 0
+        self.kv[request.request_id] = set()
 
     @rule(data=st.data())
     @precondition(lambda self: self.idle())
@@ -135,7 +139,7 @@ class GenerationWalk(RuleBasedStateMachine):
     @precondition(lambda self: not self.running)
     def empty_cache(self) -> None:
         for request in self.requests:
-            request.num_computed_tokens = 0
+            self.lose_blocks(request)
         self.driver.scheduler.engine_cache_emptied()
         self.cached.clear()
 

@@ -17,6 +17,7 @@ from kvdepot.connector.block_allocations import BlockAllocation
 from kvdepot.connector.block_reports import BlockReportQueue
 from kvdepot.connector.event_loop import EventLoop
 from kvdepot.connector.lookups import DepotLookupClient, PendingLookup
+from kvdepot.v1 import cache_pb2
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse
 from tests.fakes.depot import FakeDepot, failure
 from tests.fakes.waiting import eventually
@@ -33,6 +34,7 @@ class LeasingDepot(FakeDepot):
         self.matched: dict[str, int] = {}
         self.metadata: dict[str, Any] = {}
         self.lease_seconds = 60.0
+        self.more: dict[str, Any] = {}
         self.answering = threading.Event()
         self.answering.set()
 
@@ -42,10 +44,10 @@ class LeasingDepot(FakeDepot):
         self.answering.wait(10)
         matched_tokens = self.matched[request.instance_id]
         if matched_tokens <= request.computed_tokens:
-            return LookupResponse(matched_tokens=matched_tokens)
+            return LookupResponse(matched_tokens=matched_tokens, **self.more)
         lease = Lease(lease_id=f"lease-of-{request.instance_id}")
         lease.expire_time.FromNanoseconds(int((time.time() + self.lease_seconds) * 1e9))
-        return LookupResponse(matched_tokens=matched_tokens, lease=lease)
+        return LookupResponse(matched_tokens=matched_tokens, lease=lease, **self.more)
 
     @property
     def released(self) -> list[str]:
@@ -102,6 +104,35 @@ async def test_lease_is_left_before_it_expires(depot: LeasingDepot, client: Asyn
     lookup = await answered(lookups_of(client).begin("session", PREFIX, 0, ""))
     assert 1 < lookup.lease_until - time.monotonic() <= 2
     assert "traceparent" not in depot.metadata
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_absent"),
+    [
+        (None, False),
+        (cache_pb2.MISS_REASON_EVICTED, True),
+        (cache_pb2.MISS_REASON_NEVER_STORED, True),
+        (cache_pb2.MISS_REASON_CLEARED, True),
+        (cache_pb2.MISS_REASON_TIER_LATE, False),
+        (cache_pb2.MISS_REASON_TIER_SLOWER_THAN_PREFILL, False),
+        (cache_pb2.MISS_REASON_BEING_STORED, False),
+    ],
+)
+async def test_answer_says_whether_the_depot_lacks_the_next_chunk_and_what_tiers_have(
+    depot: LeasingDepot, client: AsyncDepotClient, reason: Any, is_absent: bool
+) -> None:
+    depot.matched = {"one": 16}
+    depot.more = {"l2_tokens": 8} | ({"miss": cache_pb2.Miss(reason=reason)} if reason is not None else {})
+    lookup = await answered(lookups_of(client).begin("session", PREFIX, 0, ""))
+    assert (lookup.is_absent, lookup.l2_tokens, lookup.failed) == (is_absent, 8, False)
+
+
+async def test_lookup_without_an_answer_has_failed_and_is_no_miss(
+    depot: LeasingDepot, client: AsyncDepotClient
+) -> None:
+    depot.failures["Lookup"] = failure(grpc.StatusCode.NOT_FOUND, "INSTANCE_NOT_FOUND")
+    lookup = await answered(lookups_of(client).begin("session", PREFIX, 0, ""))
+    assert (lookup.failed, lookup.is_absent, lookup.matched_tokens) == (True, False, 0)
 
 
 async def test_all_replicas_must_match(depot: LeasingDepot, client: AsyncDepotClient) -> None:

@@ -18,6 +18,7 @@ import pytest
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, WorkerReport
 from kvdepot.connector.lookups import PendingLookup
+from kvdepot.connector.request_limits import RequestParameters
 from kvdepot.connector.scheduler import ConnectorScheduler
 from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.v1.cache_pb2 import Prefix
@@ -33,11 +34,16 @@ def calls_of(recording: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in recording.read_text().splitlines()]
 
 
+def plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value.tolist()
+
+
 @dataclass
 class RecordedRequest:
     request_id: str
     num_tokens: int = 0
     num_computed_tokens: int = 0
+    num_prompt_tokens: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     skip_reading_prefix_cache: bool = False
     cache_salt: str | None = None
@@ -89,7 +95,7 @@ class Replay:
             SchedulerSettings(**{**settings, **waits, "groups": groups}),
             self.lookup_client,
             None,
-            lambda request: request_traits(request, Adapters()),
+            lambda request: request_traits(request, Adapters(), RequestParameters()),
         )
         self.scheduler.bind(VllmBlockReferences(self.pool))
         self.requests: dict[str, RecordedRequest] = {}
@@ -131,8 +137,9 @@ class Replay:
         blocks = [(request_id, tuple(block_ids), anew) for request_id, block_ids, anew in new_blocks]
         found = self.scheduler.step(scheduled, table, blocks, may_store=may_store)
         for store in commands["stores"]:
-            store.setdefault("will_continue", None)  # older recordings do not have it
-        assert json.loads(json.dumps(asdict(found), default=bytes.hex)) == commands
+            store.setdefault("will_continue", None)  # older recordings do not have these
+            store.setdefault("token_ids", [])
+        assert json.loads(json.dumps(asdict(found), default=plain)) == commands
 
     def _reported(
         self,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,74 +13,23 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.v1.engine.core import EngineCore
 
 from kvdepot import DepotClient
-from kvdepot.connector.commands import StepCommands, WorkerReport
+from kvdepot.connector.commands import StepCommands, TransferOutcome, WorkerReport
 from kvdepot.connector.config import ConfigError
 from kvdepot.v1.admin_pb2 import Instance
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse, Miss, RetrieveResponse
 from kvdepot.vllm import KvdepotConnector
 from kvdepot.vllm.adapters import VALID_SECONDS
-from kvdepot.vllm.connector import ReportMetadata
+from kvdepot.vllm.metadata import ReportMetadata
 from kvdepot.vllm.support import Unsupported
+from tests.e2e.vllm.started_engines import DEPOT, OLD_MODEL, Start, compute, fake_depot, load, prompt, start
 from tests.e2e.vllm.stub_engine import StubEngine, config_of
 from tests.fakes.depot import FakeDepot
 from tests.fakes.vllm import Group, KvCacheConfig, Request, request_of
 from tests.fakes.waiting import wait_until
 
-DEPOT = os.environ["KVDEPOT_ADDRESS"]  # a real one
-OLD_MODEL = os.environ["KVDEPOT_OLD_MODEL"]  # a folder of weights that are older than this process
-Start = Callable[..., StubEngine]
+__all__ = ["fake_depot", "start"]
+
 CACHES = KvCacheConfig(8, [Group(["layer.0"])])
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """`start("one")` starts an engine of a real depot, or of the one at an address. More are changes of its config."""
-    engines: list[StubEngine] = []
-
-    def started(engine_id: str, address: str = DEPOT, **changes: Any) -> StubEngine:
-        engines.append(StubEngine(address, engine_id, **changes))
-        return engines[-1]
-
-    yield started
-    for engine in engines:
-        engine.close()
-
-
-@pytest.fixture
-def fake_depot() -> Iterator[FakeDepot]:
-    depot = FakeDepot()
-    depot.start()
-    yield depot
-    depot.stop()
-
-
-def compute(engine: StubEngine, request: Request, block_ids: list[int]) -> None:
-    """Let an engine compute a prompt that is not stored, and finish it."""
-    engine.add(request)
-    assert engine.match(request) == (0, False)
-    engine.allocate(request, block_ids, 0)
-    engine.step({request.request_id: request.num_tokens}, new=[request.request_id])
-    engine.finish(request)
-
-
-def load(engine: StubEngine, request: Request, block_ids: list[int], **more: Any) -> None:
-    """Let an engine load the match of its request."""
-    engine.add(request)
-    num_tokens, is_asynchronous = engine.match(request)
-    assert (num_tokens, is_asynchronous) == (16, True)
-    engine.allocate(request, block_ids, num_tokens)
-    engine.step(**more)
-
-    def has_ended() -> bool:
-        engine.step()
-        return request.request_id in engine.loaded
-
-    wait_until(has_ended)
-
-
-def prompt(seed: int, request_id: str) -> Request:
-    """Return two chunks of 8 tokens, and some more."""
-    return Request(request_id, [1000 * seed + token for token in range(20)])
 
 
 def test_prompt_that_one_engine_stored_is_loaded_by_another(start: Start) -> None:
@@ -319,11 +265,17 @@ def test_replaced_adapter_is_trusted_once_vllms_own_cache_is_emptied(
 
 
 def test_reports_of_workers_are_added_up_and_pickled() -> None:
-    reports = [ReportMetadata(WorkerReport(failed={number}, chunk_sizes={number: 8})) for number in range(2)]
+    reports = [
+        ReportMetadata(
+            WorkerReport(failed={number}, chunk_sizes={number: 8}, outcomes={7: TransferOutcome(num_bytes=1 + number)})
+        )
+        for number in range(2)
+    ]
     for report in reports:
         report.report.done[7] += 1
     both = pickle.loads(pickle.dumps(reports[0].aggregate(reports[1]))).report
     assert (both.done, both.failed, both.chunk_sizes) == ({7: 2}, {0, 1}, {0: 8, 1: 8})
+    assert both.outcomes == {7: TransferOutcome(num_bytes=3)}
 
 
 @pytest.mark.parametrize("role", KVConnectorRole)

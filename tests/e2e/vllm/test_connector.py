@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[3]
-TESTS = Path(__file__).with_name("connector_tests.py")
 STUB = REPOSITORY / "tests" / "fakes" / "vllm_package"
 
 
-def test_connector_is_what_vllm_calls(start_server_process: Callable[..., str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("tests", ["connector_tests", "reporting_tests"])
+def test_connector_is_what_vllm_calls(start_server_process: Callable[..., str], tmp_path: Path, tests: str) -> None:
     pytest.importorskip("torch")  # the stub engine's KV caches are tensors
     (tmp_path / "model.safetensors").write_bytes(b"older than the engines")
     address = start_server_process("--chunk-size", "8", "--l1-size", "16MiB")
+    path = os.pathsep.join((str(STUB), str(REPOSITORY / "clients" / "python")))
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", TESTS],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", Path(__file__).with_name(f"{tests}.py")],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(STUB), "KVDEPOT_ADDRESS": address, "KVDEPOT_OLD_MODEL": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": path, "KVDEPOT_ADDRESS": address, "KVDEPOT_OLD_MODEL": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

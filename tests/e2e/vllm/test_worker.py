@@ -80,7 +80,7 @@ async def test_scheduler_learns_how_the_depot_cuts_tokens_and_when_it_goes(
     depot: Server, start_worker: StartWorker
 ) -> None:
     worker = await start_worker(depot.addresses[0])
-    assert worker.connector.results.take_report() == WorkerReport(chunk_sizes={0: CHUNK})
+    assert worker.connector.results.take_report() == WorkerReport(chunk_sizes={0: CHUNK}, wants_token_ids=False)
     assert worker.connector.results.take_report() is None
     for attachment in depot.depot.instances.require("engine-0").ranks.values():
         attachment.fail(RegionUnavailable("the engine took its memory away"))

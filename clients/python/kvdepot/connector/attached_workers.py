@@ -41,6 +41,11 @@ class AttachedWorkers:
             chunk_size = 0
         self.chunk_size = chunk_size
 
+    @property
+    def num_attached(self) -> int:
+        """How many workers are attached, as far as they have reported."""
+        return sum(size > 0 for size in self._chunk_sizes.values())
+
     def await_first_reports(self) -> bool:
         """Return whether to wait for a worker that never reported. Workers report in the engine's first step.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvdepot.connector.commands import GroupTables
+from kvdepot.connector.commands import GroupTables, Outcomes, TransferOutcome
 from kvdepot.connector.request_state import RequestState
 
 # Shares of all blocks. Even a depot that hangs during loads and stores leaves the engine a quarter.
@@ -35,20 +35,36 @@ class BlockReferences(Protocol):
 
 @dataclass(slots=True, eq=False)
 class BlockTransfer:
-    """A load or a store. It may touch blocks until `workers_left` more workers report that it is done.
+    """A load or a store of the tokens from `start_token` to `end_token`.
 
-    `moved_end` is where a partial load ended.
+    A load does not write the tokens below `skip_tokens`. A transfer may touch blocks until `workers_left` more workers
+    report that it is done. `moved_end` is where a partial load ended. `outcome` is None until a worker reports one.
     """
 
     state: RequestState
     is_load: bool
     start_token: int
+    skip_tokens: int
     end_token: int
     block_ids: list[int]
     leases: tuple[str, ...]
     workers_left: int
     failed: bool = False
     moved_end: int | None = None
+    outcome: TransferOutcome | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it was to move."""
+        return self.end_token - max(self.start_token, self.skip_tokens)
+
+    @property
+    def num_loaded(self) -> int:
+        """How many tokens a load has written that are right."""
+        if self.failed:
+            return 0
+        end = self.end_token if self.moved_end is None else self.moved_end
+        return max(0, end - max(self.start_token, self.skip_tokens))
 
 
 class BlockTransfers:
@@ -123,6 +139,7 @@ class BlockTransfers:
         leases: tuple[str, ...],
         start_token: int,
         end_token: int,
+        skip_tokens: int = 0,
     ) -> int:
         """Hold the blocks of a new transfer and return its id."""
         block_ids = [block_id for table in tables for block_id in table.block_ids]
@@ -135,6 +152,7 @@ class BlockTransfers:
             state=state,
             is_load=is_load,
             start_token=start_token,
+            skip_tokens=skip_tokens,
             end_token=end_token,
             block_ids=block_ids,
             leases=leases,
@@ -159,6 +177,12 @@ class BlockTransfers:
             if transfer := self._transfers.get(transfer_id):
                 transfer.moved_end = min(num_tokens, num_tokens if transfer.moved_end is None else transfer.moved_end)
                 transfer.state.stored_tokens = min(transfer.state.stored_tokens, num_tokens)
+
+    def record(self, outcomes: Outcomes) -> None:
+        """Note what became of transfers at some workers."""
+        for transfer_id, outcome in outcomes.items():
+            if transfer := self._transfers.get(transfer_id):
+                transfer.outcome = outcome if transfer.outcome is None else transfer.outcome.aggregate(outcome)
 
     def mark_done(self, num_workers: Mapping[int, int]) -> list[BlockTransfer]:
         """Count the workers at which each transfer is done. Release and return those that are done at all workers.

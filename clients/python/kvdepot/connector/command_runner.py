@@ -10,20 +10,32 @@ from typing import Any, NamedTuple
 
 from kvdepot.aio.attachment import AsyncAttachment
 from kvdepot.connector.attached_memory import AttachedMemory
-from kvdepot.connector.commands import LoadCommand, StoreCommand, TransferCommand
+from kvdepot.connector.commands import LoadCommand, StoreCommand, TransferCommand, TransferOutcome
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.depot_connection import DepotConnection
 from kvdepot.connector.event_loop import BackgroundTasks
 from kvdepot.connector.worker_results import WorkerResults
 from kvdepot.errors import ChunkCorrupt, ChunkLost, DepotError
 from kvdepot.rpc import traceparent
+from kvdepot.v1.cache_pb2 import MissReason, RefusalReason
 
 logger = logging.getLogger(__name__)
 
 MAX_STORES = 8
 
-Send = Callable[[AsyncAttachment, AttachedMemory], Awaitable[bool]]
-"""Makes the call of a transfer; returns whether its tokens were moved. A partial load is reported already."""
+# Reasons of our own, beside those of the depot.
+NOT_ATTACHED = "NOT_ATTACHED"
+LEASE_GIVEN_BACK = "LEASE_GIVEN_BACK"
+NO_SLOT_IN_TIME = "NO_SLOT_IN_TIME"
+SHORT_ANSWER = "SHORT_ANSWER"
+CANCELLED = "CANCELLED"
+OTHER = "OTHER"
+
+Send = Callable[[AsyncAttachment, AttachedMemory, TransferOutcome], Awaitable[bool]]
+"""Makes the call of a transfer and fills the outcome in; returns whether its tokens were moved.
+
+A partial load is reported already.
+"""
 
 
 class ReadyEvent(NamedTuple):
@@ -64,7 +76,7 @@ class CommandRunner:
     async def _load(self, command: LoadCommand, event: ReadyEvent) -> None:
         """Load chunks. A load that ends early is a partial one, if it may be and has loaded anything."""
 
-        async def send(attachment: AsyncAttachment, memory: AttachedMemory) -> bool:
+        async def send(attachment: AsyncAttachment, memory: AttachedMemory, outcome: TransferOutcome) -> bool:
             try:
                 response = await attachment.retrieve(
                     command.session_id,
@@ -80,15 +92,17 @@ class CommandRunner:
                     raise
                 num_valid, reason, why = error.first_bad_token, error.reason, str(error)  # the depot is an older one
             else:
-                num_valid, reason = command.skip_tokens + response.retrieved_tokens, str(response.miss.reason)
-                why = response.miss.detail
+                num_valid, why = command.skip_tokens + response.retrieved_tokens, response.miss.detail
+                reason = _name(MissReason, response.miss.reason) if response.HasField("miss") else SHORT_ANSWER
+                outcome.num_bytes = response.retrieved_bytes
             if num_valid == command.num_tokens:
                 return True
+            outcome.reason = reason
             is_partial = command.may_be_partial and command.skip_tokens < num_valid < command.num_tokens
             if is_partial:
                 self._results.mark_partial(command.transfer_id, num_valid, command.blocks_from(num_valid))
-            outcome = f"ended after {num_valid} of {command.num_tokens} tokens"
-            self._log(f"{'partial ' * is_partial}{reason}", command, outcome, why)
+            end = f"ended after {num_valid} of {command.num_tokens} tokens"
+            self._log(f"{'partial ' * is_partial}{reason}", command, end, why)
             return is_partial
 
         succeeded = False
@@ -96,14 +110,14 @@ class CommandRunner:
             if command.leases:
                 succeeded = await self._transfer(command, send)
             else:
-                self._refuse(command)
+                self._refuse(command, LEASE_GIVEN_BACK)
         finally:
             self._results.end_load(command.request_id, failed=not succeeded)
 
     async def _store(self, command: StoreCommand, event: ReadyEvent) -> None:
         """Store chunks. The wait for a slot is part of the store's timeout."""
 
-        async def send(attachment: AsyncAttachment, memory: AttachedMemory) -> bool:
+        async def send(attachment: AsyncAttachment, memory: AttachedMemory, outcome: TransferOutcome) -> bool:
             response = await attachment.store(
                 command.session_id,
                 command.prefix,
@@ -113,6 +127,11 @@ class CommandRunner:
                 will_continue=command.will_continue,
                 timeout_seconds=left_seconds,
             )
+            outcome.num_bytes = response.stored_bytes
+            outcome.stored_tokens, outcome.resident_tokens = response.stored_tokens, response.resident_tokens
+            if response.refused_tokens:
+                outcome.refused_tokens = response.refused_tokens
+                outcome.reason = _name(RefusalReason, response.refusal.reason)
             return not response.refused_tokens
 
         deadline = time.monotonic() + self._config.store_timeout_seconds
@@ -124,7 +143,7 @@ class CommandRunner:
                     await self._transfer(command, send)
         finally:
             if not is_sent:
-                self._refuse(command)
+                self._refuse(command, NO_SLOT_IN_TIME)
 
     async def _transfer(self, command: TransferCommand, send: Send) -> bool:
         """Send a transfer and report what became of it; return whether it has not failed."""
@@ -132,16 +151,21 @@ class CommandRunner:
         connection = self.connection
         attachment = connection.attachment if connection is not None else None
         if connection is None or attachment is None:
-            self._refuse(command)
+            self._refuse(command, NOT_ATTACHED)
             return False
         succeeded = is_done = False
+        outcome, start = TransferOutcome(), time.monotonic()
         try:
-            succeeded = await send(attachment, connection.memory)
+            succeeded = await send(attachment, connection.memory, outcome)
             is_done = True
         except DepotError as error:
             is_done = is_answer(error)
+            outcome.reason = error.reason
             self._log(error.reason, command, "failed", str(error))
         finally:
+            outcome.seconds = time.monotonic() - start
+            outcome.reason = outcome.reason or ("" if succeeded else CANCELLED)
+            self._results.record(command.transfer_id, outcome)
             if not succeeded:
                 self._results.mark_failed(command.transfer_id)
             if is_done:
@@ -150,8 +174,9 @@ class CommandRunner:
                 connection.mark_uncertain(command.transfer_id)
         return succeeded
 
-    def _refuse(self, command: TransferCommand) -> None:
+    def _refuse(self, command: TransferCommand, reason: str) -> None:
         """Report a transfer that was not sent."""
+        self._results.record(command.transfer_id, TransferOutcome(reason=reason))
         self._results.mark_failed(command.transfer_id)
         self._results.mark_done([command.transfer_id])
 
@@ -165,3 +190,11 @@ class CommandRunner:
 def is_answer(error: DepotError) -> bool:
     """Return whether the depot itself ended the call. It then does not touch the call's blocks again."""
     return error.reason not in (error.code.name, "UNREACHABLE")
+
+
+def _name(reasons: Any, value: int) -> str:
+    """Return a reason of the depot without its enum's prefix. A newer depot may have others than are known here."""
+    try:
+        return str(reasons.Name(value)).partition("_REASON_")[2]
+    except ValueError:
+        return OTHER

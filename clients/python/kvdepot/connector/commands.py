@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvdepot.v1.cache_pb2 import Prefix
@@ -97,6 +98,37 @@ class StepCommands:
 
 
 @dataclass(slots=True, kw_only=True)
+class TransferOutcome:
+    """What became of a transfer at some workers, for statistics only.
+
+    `num_bytes` were copied, by all of these workers together. `seconds` is how long the slowest one's call took. The
+    three counts are of a store's tokens: copied, in the depot already, refused. `reason` is empty if nothing failed.
+    """
+
+    num_bytes: int = 0
+    seconds: float = 0.0
+    stored_tokens: int = 0
+    resident_tokens: int = 0
+    refused_tokens: int = 0
+    reason: str = ""
+
+    def aggregate(self, other: TransferOutcome) -> TransferOutcome:
+        """Return both as one. Each worker moves its own part of the same tokens."""
+        return TransferOutcome(
+            num_bytes=self.num_bytes + other.num_bytes,
+            seconds=max(self.seconds, other.seconds),
+            stored_tokens=max(self.stored_tokens, other.stored_tokens),
+            resident_tokens=min(self.resident_tokens, other.resident_tokens),
+            refused_tokens=max(self.refused_tokens, other.refused_tokens),
+            reason=self.reason or other.reason,
+        )
+
+
+Outcomes = Mapping[int, TransferOutcome]
+"""Outcomes by transfer."""
+
+
+@dataclass(slots=True, kw_only=True)
 class WorkerReport:
     """The report of workers about the time since the step before.
 
@@ -105,12 +137,14 @@ class WorkerReport:
     in `partial`, the worker that has loaded the fewest tokens has so many; their blocks are right, from token 0 on.
     `chunk_sizes[worker_index]` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
     first step and when it changes. With it, the report says whether the depot wants tokens; None: it does not say.
+    `outcomes` has each transfer of this time that a worker has sent or refused.
     """
 
     done: Counter[int] = field(default_factory=Counter)
     failed: set[int] = field(default_factory=set)
     partial: dict[int, int] = field(default_factory=dict)
     chunk_sizes: dict[int, int] = field(default_factory=dict)
+    outcomes: dict[int, TransferOutcome] = field(default_factory=dict)
     wants_token_ids: bool | None = None
 
     def aggregate(self, other: WorkerReport) -> WorkerReport:
@@ -120,5 +154,12 @@ class WorkerReport:
             failed=self.failed | other.failed,
             partial={**self.partial, **{key: min(self.partial.get(key, n), n) for key, n in other.partial.items()}},
             chunk_sizes={**self.chunk_sizes, **other.chunk_sizes},
+            outcomes=aggregated(self.outcomes, other.outcomes),
             wants_token_ids=self.wants_token_ids if other.wants_token_ids is None else other.wants_token_ids,
         )
+
+
+def aggregated(outcomes: Outcomes, others: Outcomes) -> dict[int, TransferOutcome]:
+    """Return the outcomes of both, by transfer."""
+    both = {key: outcomes[key].aggregate(other) for key, other in others.items() if key in outcomes}
+    return {**outcomes, **others, **both}

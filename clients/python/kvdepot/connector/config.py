@@ -56,6 +56,10 @@ class ConnectorConfig:
     """How long found chunks stay leased while the engine has no free blocks for the request."""
     prefill_tokens_per_second: Rate = 0.0
     """How many tokens of prompts the engine computes in a second; 0: the connector measures it."""
+    store_prompts_only: bool = False
+    """Whether to store chunks of prompts only, and none that has generated tokens."""
+    publish_blocks: bool = True
+    """Whether the engine's KV events have the blocks that are in the depot, if the engine publishes events."""
     token_file: str = ""
     """File of a bearer token, for a depot with tenants. This and all below are `kvdepot.credentials.Credentials`."""
     tls: bool = False

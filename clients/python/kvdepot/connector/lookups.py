@@ -19,6 +19,7 @@ from kvdepot.connector.event_loop import BackgroundTasks, EventLoop
 from kvdepot.connector.session_ids import SessionIds
 from kvdepot.errors import DepotError
 from kvdepot.rpc import traceparent
+from kvdepot.v1 import cache_pb2
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse, Prefix
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,14 @@ FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 10.0
 NOTIFY_SECONDS = 5.0
 MAX_RPCS = 64
+# The depot has not got the chunk behind the match, and does not get it in a moment.
+ABSENT = {
+    cache_pb2.MISS_REASON_NEVER_STORED,
+    cache_pb2.MISS_REASON_EVICTED,
+    cache_pb2.MISS_REASON_CLEARED,
+    cache_pb2.MISS_REASON_UNKNOWN_IDENTITY,
+    cache_pb2.MISS_REASON_CORRUPT,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +45,9 @@ class PendingLookup:
     The leases belong to the owner of the lookup, until `DepotLookupClient.release`. The answer is valid until
     `lease_until` (monotonic), when half of the leases' time is over; without leases it stays valid. `noticed` is
     when the scheduler first saw the answer (monotonic).
+
+    `l2_tokens` of the match come from tiers behind L1. `is_absent`: the depot has not got the chunk behind the match.
+    `failed`: there is no answer.
     """
 
     deadline: float
@@ -44,6 +56,9 @@ class PendingLookup:
     lease_until: float = math.inf
     given_up: bool = False
     noticed: float | None = None
+    l2_tokens: int = 0
+    is_absent: bool = False
+    failed: bool = False
 
 
 class _Question(NamedTuple):
@@ -150,7 +165,11 @@ class DepotLookupClient:
             found = [answer for answer in answers if answer is not None]
             leases = tuple(answer.lease for answer in found if answer.HasField("lease"))
             if len(found) == len(self._instance_ids):
-                matched_tokens = min(answer.matched_tokens for answer in found)
+                shortest = min(found, key=lambda answer: answer.matched_tokens)
+                matched_tokens, lookup.l2_tokens = shortest.matched_tokens, shortest.l2_tokens
+                lookup.is_absent = shortest.HasField("miss") and shortest.miss.reason in ABSENT
+            else:
+                lookup.failed = True
         finally:
             if len(leases) < len(self._instance_ids):  # not all replicas have the prefix
                 self._start_release(tuple(lease.lease_id for lease in leases))

@@ -17,6 +17,8 @@ class EngineRequest(Protocol):
     @property
     def num_tokens(self) -> int: ...
     @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
     def num_computed_tokens(self) -> int: ...
     @property
     def all_token_ids(self) -> Sequence[int]: ...
@@ -42,8 +44,9 @@ class Adapter(Protocol):
 class RequestTraits:
     """The properties of a request that never change.
 
-    `has_only_tokens`: its KV comes from its tokens alone, without images. `will_continue`: its prompt is
-    likely to come again soon with more tokens. None: the request does not say.
+    `has_only_tokens`: its KV comes from its tokens alone, without images. `will_continue`: its prompt is likely to come
+    again soon with more tokens. None: the request does not say. At most `max_load_tokens` are loaded for it, and no
+    chunk is stored that ends behind `max_store_tokens`. None: no limit.
     """
 
     cache_salt: str = ""
@@ -53,6 +56,8 @@ class RequestTraits:
     has_token_ids: bool = True
     has_only_tokens: bool = True
     will_continue: bool | None = None
+    max_load_tokens: int | None = None
+    max_store_tokens: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +66,8 @@ class RequestState:
 
     `stored_tokens` are those that the depot has, or will have if the running stores succeed. `waited_seconds` is
     the time spent on lookups since the engine last allocated blocks for the request, without the wait that began at
-    `waits_since` (monotonic). `local_tokens` are in the engine's own prefix cache.
+    `waits_since` (monotonic). `local_tokens` are in the engine's own prefix cache. `l2_tokens` of its last load come
+    from tiers behind L1. `lookup_mark` is described at `PublishedBlocks.mark`.
     """
 
     request: EngineRequest
@@ -74,6 +80,8 @@ class RequestState:
     local_tokens: int = 0
     stored_tokens: int = 0
     reported_tokens: int = 0
+    l2_tokens: int = 0
+    lookup_mark: int = 0
     may_store: bool = True
     is_reported: bool = False
     known_to_depot: bool = False

@@ -7,16 +7,21 @@ from time import monotonic
 
 from kvdepot.connector.attached_workers import AttachedWorkers
 from kvdepot.connector.block_allocations import BlockReporter, report_allocation
-from kvdepot.connector.block_tables import cut_tables, num_blocks_written, storable_tokens
+from kvdepot.connector.block_publisher import BlockPublisher
+from kvdepot.connector.block_tables import cut_tables, num_blocks_written
 from kvdepot.connector.block_transfers import BlockReferences, BlockTransfers
 from kvdepot.connector.cache_groups import reported_group
 from kvdepot.connector.chunk_prefixes import ChunkPrefixes
-from kvdepot.connector.commands import BlockIds, GroupTables, LoadCommand, StepCommands, StoreCommand, WorkerReport
+from kvdepot.connector.commands import BlockIds, LoadCommand, StepCommands, WorkerReport
 from kvdepot.connector.ended_loads import EndedLoad, ended_loads
 from kvdepot.connector.pending_lookups import LookupClient, PendingLookups
 from kvdepot.connector.prefill_rate import PrefillRate
+from kvdepot.connector.published_blocks import BlockChanges
 from kvdepot.connector.request_state import EngineRequest, RequestState, RequestTraits
 from kvdepot.connector.scheduler_settings import SchedulerSettings
+from kvdepot.connector.snapshots import Snapshot
+from kvdepot.connector.statistics import ConnectorStatistics
+from kvdepot.connector.store_planner import StorePlanner
 from kvdepot.connector.weight_generation import WeightGeneration
 
 
@@ -50,7 +55,10 @@ class ConnectorScheduler:
         self._workers = AttachedWorkers(settings.num_workers, settings.hash_block_size, clock)
         self._generation = WeightGeneration(settings.training_run)
         self._prefixes = ChunkPrefixes(self._workers, settings.hash_block_size, self._generation)
+        self._planner = StorePlanner(settings, self._workers, self._prefixes, self._transfers)
         self._reported_group = reported_group(settings.groups)
+        self._statistics = ConnectorStatistics()
+        self._publisher = BlockPublisher(settings, self._workers, self._prefixes)
 
     def __repr__(self) -> str:
         return f"<ConnectorScheduler {len(self._requests)} requests, {len(self._transfers)} transfers>"
@@ -86,6 +94,7 @@ class ConnectorScheduler:
         answer = lookup.matched_tokens if lookup is not None else None  # read once: it may come at any moment
         state.stored_tokens = self._transfers.stored_end(state, answer or 0)
         if lookup is None and not self._lookup_client.paused:
+            self._publisher.begin_lookup(state)
             self._lookups.begin(state, self._prefixes.longest(state), self._prefill_rate.tokens_per_second)
         if lookup is None or answer is None:
             return None if self._lookups.may_wait(state) else 0
@@ -100,6 +109,8 @@ class ConnectorScheduler:
     def allocated(self, request: EngineRequest, block_ids: BlockIds, num_external_tokens: int) -> None:
         """Take the blocks that a request got, and load `num_external_tokens` into them in the next step."""
         state = self._state(request)
+        self._statistics.admitted(state, num_external_tokens)
+        self._publisher.admitted(state)
         state.waited_seconds = 0.0
         self._generation.cache_used()
         if num_external_tokens == 0:
@@ -109,21 +120,25 @@ class ConnectorScheduler:
         end = state.local_tokens + num_external_tokens
         leases = lookup.leases if lookup is not None else ()
         matched = (lookup.matched_tokens or 0) if lookup is not None else 0
+        state.l2_tokens = min(lookup.l2_tokens if lookup is not None else 0, num_external_tokens)
         if not self._workers.chunk_size or end % self._workers.chunk_size or end > matched:
             self._lookup_client.release(leases)  # not what was found: the load fails, and the engine computes
             leases = ()
-        written = self._tables(block_ids, state.local_tokens, end)
+        groups, null_block_id, local = self._settings.groups, self._transfers.null_block_id, state.local_tokens
+        written = cut_tables(groups, block_ids, local, end, null_block_id)
         state.may_load = False  # if the load fails, the tokens are computed
-        transfer_id = self._transfers.begin(state, written, is_load=True, leases=leases, start_token=0, end_token=end)
+        transfer_id = self._transfers.begin(
+            state, written, is_load=True, leases=leases, start_token=0, end_token=end, skip_tokens=local
+        )
         self._commands.loads.append(
             LoadCommand(
                 transfer_id=transfer_id,
                 request_id=state.request_id,
                 session_id=state.session_id,
                 leases=leases,
-                tables=self._tables(block_ids, 0, end),
+                tables=cut_tables(groups, block_ids, 0, end, null_block_id),
                 num_tokens=end,
-                skip_tokens=state.local_tokens,
+                skip_tokens=local,
                 may_be_partial=self._settings.may_load_partially,
                 traceparent=state.traits.traceparent,
             )
@@ -158,8 +173,10 @@ class ConnectorScheduler:
                 if state is None:
                     continue
                 computed = state.request.num_computed_tokens + num_tokens
-                if computed >= state.stored_tokens + chunk_size:  # rare in decode, where this line is the whole cost
-                    self._store(state, computed, tables)
+                if computed < state.stored_tokens + chunk_size:  # in most steps of decode; it is the whole cost
+                    continue
+                if (command := self._planner.plan(state, computed, tables)) is not None:
+                    self._commands.stores.append(command)
             if self._reporter is not None and self._reported_group is not None:
                 block_size = self._settings.groups[self._reported_group].block_size
                 for request_id, block_ids, starts_anew in new_blocks:
@@ -174,7 +191,10 @@ class ConnectorScheduler:
         """Take the workers' report. Return the loads that have ended since the one before."""
         failed = self._transfers.fail(report.failed)
         self._transfers.cut(report.partial)
+        self._transfers.record(report.outcomes)
         for transfer in (done := self._transfers.mark_done(report.done)):
+            self._statistics.ended(transfer)
+            self._publisher.ended(transfer)
             self._lookup_client.release(transfer.leases)
             if transfer.is_load and not transfer.failed and transfer.state.may_store:
                 transfer.state.may_load = True  # it may load again after a preemption
@@ -183,6 +203,8 @@ class ConnectorScheduler:
             self._workers.wants_token_ids = report.wants_token_ids
         if report.chunk_sizes:
             self._workers.update(report.chunk_sizes)
+            self._statistics.set_attached_workers(self._workers.num_attached)
+            self._publisher.clear()
             for state in self._requests.values():  # the new attachment may be to another depot, and that one empty
                 state.stored_tokens = 0
         return ended_loads(failed, done)
@@ -206,6 +228,7 @@ class ConnectorScheduler:
     def weights_changed(self, version: str, reason: str) -> None:
         """Take new weights: see `WeightGeneration.change`. What was found or computed with older ones is not used."""
         self._generation.change(version, reason)
+        self._publisher.clear()
         for state in self._requests.values():
             self._lookups.give_up(state)
             state.end_generation()
@@ -217,6 +240,19 @@ class ConnectorScheduler:
     def needs_steps(self) -> bool:
         """Return whether the engine should make another step, because workers report in steps only."""
         return self._transfers.need_steps() or self._workers.await_first_reports()
+
+    def num_l2_tokens(self, request: EngineRequest) -> int:
+        """Return how many tokens of a request's last load come from tiers behind the depot's memory."""
+        state = self._requests.get(request.request_id)
+        return state.l2_tokens if state is not None else 0
+
+    def take_statistics(self) -> Snapshot:
+        """Return what has happened since the last call."""
+        return self._statistics.take()
+
+    def take_block_changes(self) -> BlockChanges:
+        """Return the blocks to publish as stored or removed since the last call."""
+        return self._publisher.take()
 
     def _state(self, request: EngineRequest) -> RequestState:
         state = self._requests.get(request.request_id)
@@ -237,57 +273,10 @@ class ConnectorScheduler:
             return 0
         num_tokens = state.request.num_tokens
         is_full = all(group.is_full for group in self._settings.groups)
-        return self._prefixes.whole_tokens(state.request, num_tokens if is_full else num_tokens - 1)
-
-    def _tables(self, block_ids: BlockIds, start: int, end: int) -> GroupTables:
-        return cut_tables(self._settings.groups, block_ids, start, end, self._transfers.null_block_id)
-
-    def _store(self, state: RequestState, computed: int, tables: Callable[[str], BlockIds | None]) -> None:
-        """Command the store of all chunks that are whole once `computed` tokens are computed.
-
-        If stores hold too many blocks, a later step stores the rest. Computed tokens may include drafts that are
-        rejected later; these have no hash yet.
-        """
-        request, chunk_size = state.request, self._workers.chunk_size
-        end = min(self._prefixes.whole_tokens(request, request.num_tokens), computed // chunk_size * chunk_size)
-        start = state.stored_tokens // chunk_size * chunk_size
-        if end <= start or not self._settings.stores or not state.may_store or state.finished:
-            return
-        num_free = self._transfers.num_free(is_load=False)
-        block_ids = tables(state.request_id) if num_free else None
-        groups = self._settings.groups
-        if block_ids is None or any(
-            len(ids) * group.block_size < end for ids, group in zip(block_ids, groups, strict=True)
-        ):
-            return
-        covered = self._tables(block_ids, start, end)
-        start, end = storable_tokens(groups, covered, start, end, chunk_size, num_free)
-        state.stored_tokens = end
-        if end <= start:
-            return
-        state.check_adapter()
-        if not state.may_store:
-            return
-        stored = self._tables(block_ids, start, end)
-        state.known_to_depot = True
-        self._commands.stores.append(
-            StoreCommand(
-                transfer_id=self._transfers.begin(
-                    state, stored, is_load=False, leases=(), start_token=start, end_token=end
-                ),
-                request_id=state.request_id,
-                session_id=state.session_id,
-                chunk_hashes=self._prefixes.hashes(request, end),
-                chunk_size=chunk_size,
-                cache_salt=self._prefixes.salt(state),
-                adapter=state.adapter_identity,
-                start_token=start,
-                will_continue=state.traits.will_continue,
-                token_ids=self._prefixes.tokens(state, end),
-                tables=stored,
-                traceparent=state.traits.traceparent,
-            )
-        )
+        most = num_tokens if is_full else num_tokens - 1
+        if (limit := state.traits.max_load_tokens) is not None:
+            most = min(most, state.local_tokens + limit)
+        return self._prefixes.whole_tokens(state.request, most)
 
     def _end_session(self, state: RequestState) -> None:
         """End the session of a finished request after its transfers are done, because the end would stop them."""

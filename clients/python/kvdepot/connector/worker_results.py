@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from kvdepot.connector.commands import WorkerReport
+from kvdepot.connector.commands import TransferOutcome, WorkerReport
 
 Item = TypeVar("Item")
 
@@ -14,9 +14,9 @@ Item = TypeVar("Item")
 class WorkerResults:
     """The results that the engine's thread has not taken. `chunk_size` is 0 while the worker is not attached.
 
-    A failed or partial transfer is marked as such before it is marked as done, and before it ends as a load.
-    `take_report` reads in the reverse order, and the engine calls `take_loaded` before `take_invalid_blocks`. So it
-    never treats a failed transfer as a good one.
+    A failed or partial transfer is marked as such before it is marked as done, and before it ends as a load. Its
+    outcome is recorded before both. `take_report` reads in the reverse order, and the engine calls `take_loaded` before
+    `take_invalid_blocks`. So it never treats a failed transfer as a good one.
     """
 
     def __init__(self, worker_index: int) -> None:
@@ -29,6 +29,11 @@ class WorkerResults:
         self._partial: deque[tuple[int, int]] = deque()
         self._invalid_blocks: deque[int] = deque()
         self._ended_loads: deque[tuple[str, bool]] = deque()
+        self._outcomes: deque[tuple[int, TransferOutcome]] = deque()
+
+    def record(self, transfer_id: int, outcome: TransferOutcome) -> None:
+        """Report what became of a transfer, for statistics."""
+        self._outcomes.append((transfer_id, outcome))
 
     def mark_failed(self, transfer_id: int) -> None:
         """Report that a transfer has not loaded or stored all of its tokens."""
@@ -62,6 +67,7 @@ class WorkerResults:
         report.done.update(_drain(self._done))
         report.failed.update(_drain(self._failed))
         report.partial.update(_drain(self._partial))
+        report.outcomes.update(_drain(self._outcomes))
         if (chunk_size := self.chunk_size) != self._reported_chunk_size:
             self._reported_chunk_size = report.chunk_sizes[self._worker_index] = chunk_size
             report.wants_token_ids = self.wants_token_ids

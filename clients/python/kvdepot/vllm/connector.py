@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -20,21 +18,25 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from vllm.version import __version__ as vllm_version
 
 from kvdepot.connector.cache_groups import reported_group
-from kvdepot.connector.commands import StepCommands, WorkerReport
+from kvdepot.connector.commands import StepCommands
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.event_loop import shared_event_loop
 from kvdepot.connector.identity import CacheIdentity, instance_ids, worker_id
+from kvdepot.connector.request_limits import RequestParameters
 from kvdepot.connector.scheduler import ConnectorScheduler
 from kvdepot.connector.scheduler_client import SchedulerClient
-from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.connector.worker import ConnectorWorker
 from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.engine_changes import follow_engine
 from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
-from kvdepot.vllm.groups import cache_groups
+from kvdepot.vllm.kv_events import events_of
+from kvdepot.vllm.loggers import log_as_vllm_does
 from kvdepot.vllm.memory import share
+from kvdepot.vllm.metadata import ReportMetadata, StepMetadata
+from kvdepot.vllm.metrics import KvdepotPromMetrics, KvdepotStats, register
 from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
 from kvdepot.vllm.model_revision import model_revision
+from kvdepot.vllm.scheduler_settings import hash_block_size, scheduler_settings
 from kvdepot.vllm.support import block_hash_seed, check_engine, warn_of_hashes
 from kvdepot.vllm.weights import EngineProcess, process_start
 
@@ -64,7 +66,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        _log_as_vllm_does()
+        log_as_vllm_does()
         transfer = self._kv_transfer_config
         self._config = ConnectorConfig.of(
             transfer.kv_connector_extra_config, os.environ, source="kv_connector_extra_config"
@@ -82,10 +84,9 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             has_all_layers=parallel.pipeline_parallel_size == 1,
         )
         num_replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
-        hash_block_size = kv_cache_config.hash_block_size or cache_groups(kv_cache_config)[0].block_size
         if self._is_scheduler:
             warn_of_hashes(vllm_config, os.environ)
-            self._make_scheduler(model_name, num_replicas, hash_block_size)
+            self._make_scheduler(model_name, num_replicas)
         else:
             self._worker = ConnectorWorker(
                 self._config,
@@ -99,7 +100,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
                         ),
                         configured=self._config.model_revision,
                     ),
-                    block_hash_seed=block_hash_seed(vllm_config, os.environ, hash_block_size),
+                    block_hash_seed=block_hash_seed(vllm_config, os.environ, hash_block_size(kv_cache_config)),
                 ),
                 worker_id(transfer.engine_id, parallel.rank, parallel.world_size, num_replicas),
                 parallel.rank,
@@ -107,31 +108,17 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
                 _recorded_event,
             )
 
-    def _make_scheduler(self, model_name: str, num_replicas: int, hash_block_size: int) -> None:
-        config, transfer, kv_cache_config = self._config, self._kv_transfer_config, self._kv_cache_config
-        groups = cache_groups(kv_cache_config)
-        settings = SchedulerSettings(
-            hash_block_size=hash_block_size,
-            groups=groups,
-            num_blocks=kv_cache_config.num_blocks,
-            num_workers=self._vllm_config.parallel_config.world_size,
-            loads=transfer.is_kv_consumer,
-            stores=transfer.is_kv_producer,
-            lookup_timeout_seconds=config.lookup_timeout_seconds,
-            lease_hold_seconds=config.lease_hold_seconds,
-            longest_transfer_seconds=max(config.retrieve_timeout_seconds, config.store_timeout_seconds),
-            prefill_tokens_per_second=config.prefill_tokens_per_second,
-            training_run=config.training_run,
-            reset_means_new_weights=config.reset_means_new_weights,
-            steps_ahead=self._vllm_config.parallel_config.pipeline_parallel_size,  # also with asynchronous scheduling
-        )
-        reported = reported_group(groups)
-        block_size = groups[reported].block_size if reported is not None else None
-        instances = instance_ids(transfer.engine_id, num_replicas)
+    def _make_scheduler(self, model_name: str, num_replicas: int) -> None:
+        config = self._config
+        self._settings = settings = scheduler_settings(config, self._vllm_config, self._kv_cache_config)
+        reported = reported_group(settings.groups)
+        block_size = settings.groups[reported].block_size if reported is not None else None
+        instances = instance_ids(self._kv_transfer_config.engine_id, num_replicas)
         self._client = client = SchedulerClient(config, instances, model_name, block_size, shared_event_loop())
         self._adapters = adapters = Adapters(lora_settings(self._vllm_config))
+        parameters = RequestParameters()
         self._scheduler = ConnectorScheduler(
-            settings, client.lookups, client.reports, lambda request: request_traits(request, adapters)
+            settings, client.lookups, client.reports, lambda request: request_traits(request, adapters, parameters)
         )
 
     @property
@@ -167,6 +154,12 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
 
+    def get_external_cache_hit_sources(self, request: Request, num_external_tokens: int) -> dict[CacheHitSource, int]:
+        """Return the tokens from the depot's memory and those from tiers behind it, which vLLM calls disk."""
+        num_l2_tokens = min(self._scheduler.num_l2_tokens(request), num_external_tokens)
+        sources = {CacheHitSource.HOST: num_external_tokens - num_l2_tokens, CacheHitSource.DISK: num_l2_tokens}
+        return {source: count for source, count in sources.items() if count}
+
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         state = scheduler_output.kv_connector_block_state
         cached = scheduler_output.scheduled_cached_reqs
@@ -198,6 +191,13 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         """Return False: vLLM frees the blocks, and running stores keep theirs by references of their own."""
         self._scheduler.finished(request)
         return False, None
+
+    def take_events(self) -> Iterable[Any]:
+        settings, group = self._settings, reported_group(self._settings.groups)
+        if group is None:
+            return ()
+        changes = self._scheduler.take_block_changes()
+        return list(events_of(changes, group, settings.groups[group].block_size, settings.hash_block_size))
 
     def has_pending_push_work(self) -> bool:
         return self._is_scheduler and self._scheduler.needs_steps()
@@ -246,7 +246,13 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         commands: StepCommands = self._get_connector_metadata().commands
         return commands
 
-    # vLLM calls this in both.
+    # vLLM calls these in both.
+
+    def get_kv_connector_stats(self) -> KvdepotStats | None:
+        """Return what has happened since the last call. Workers report to the scheduler, which counts."""
+        if not self._is_scheduler or (snapshot := self._scheduler.take_statistics()).is_empty:
+            return None
+        return KvdepotStats(snapshot.values)
 
     def shutdown(self) -> None:
         if self._is_scheduler:
@@ -254,22 +260,22 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         else:
             self._worker.close()
 
+    # vLLM calls these in its frontends.
 
-@dataclass
-class StepMetadata(KVConnectorMetadata):
-    """The commands, as vLLM carries them to its workers."""
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KvdepotStats:
+        return KvdepotStats(data if data is not None else {})
 
-    commands: StepCommands
-
-
-@dataclass
-class ReportMetadata(KVConnectorWorkerMetadata):
-    """A report, as vLLM carries it to its scheduler."""
-
-    report: WorkerReport
-
-    def aggregate(self, other: ReportMetadata) -> ReportMetadata:
-        return ReportMetadata(self.report.aggregate(other.report))
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: Any,
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KvdepotPromMetrics:
+        register(cls)
+        return KvdepotPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
 
 def _recorded_event() -> Any:
@@ -279,12 +285,3 @@ def _recorded_event() -> Any:
     event = torch.cuda.Event(interprocess=True)
     event.record()
     return event
-
-
-def _log_as_vllm_does() -> None:
-    """Give our loggers vLLM's handlers, unless the user gave them their own."""
-    ours, theirs = logging.getLogger("kvdepot"), logging.getLogger("vllm")
-    if not ours.handlers and ours.level == logging.NOTSET:
-        ours.handlers = list(theirs.handlers)
-        ours.setLevel(theirs.getEffectiveLevel())
-        ours.propagate = False

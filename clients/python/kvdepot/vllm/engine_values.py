@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvdepot.connector.identity import traceparent_of
+from kvdepot.connector.request_limits import RequestParameters
 from kvdepot.connector.request_state import RequestTraits
 from kvdepot.vllm.adapters import Adapters
-
-WILL_CONTINUE = "kvdepot.will_continue"
-"""The key of a request's `kv_transfer_params` that says whether its prompt is likely to come again with more tokens."""
 
 
 class VllmBlockReferences:
@@ -33,8 +31,9 @@ class VllmBlockReferences:
         self._pool.free_blocks([self._pool.blocks[block_id] for block_id in block_ids])
 
 
-def request_traits(request: Any, adapters: Adapters) -> RequestTraits:
-    """Return the properties of vLLM's request that never change."""
+def request_traits(request: Any, adapters: Adapters, parameters: RequestParameters) -> RequestTraits:
+    """Return the properties of vLLM's request that never change. `parameters` reads its `kv_transfer_params`."""
+    limits = parameters.limits(getattr(request, "kv_transfer_params", None))
     return RequestTraits(
         cache_salt=request.cache_salt or "",
         traceparent=traceparent_of(request.trace_headers),
@@ -42,11 +41,7 @@ def request_traits(request: Any, adapters: Adapters) -> RequestTraits:
         may_load=not request.skip_reading_prefix_cache,
         has_token_ids=request.prompt_embeds is None,
         has_only_tokens=not getattr(request, "mm_features", None),
-        will_continue=_will_continue(getattr(request, "kv_transfer_params", None)),
+        will_continue=limits.will_continue,
+        max_load_tokens=limits.max_load_tokens,
+        max_store_tokens=limits.max_store_tokens,
     )
-
-
-def _will_continue(params: Any) -> bool | None:
-    """Return what a request's `kv_transfer_params` say. A user wrote them: what is no bool says nothing."""
-    value = params.get(WILL_CONTINUE) if isinstance(params, Mapping) else None
-    return value if isinstance(value, bool) else None

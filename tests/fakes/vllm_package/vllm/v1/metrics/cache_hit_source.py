@@ -4,5 +4,7 @@ from enum import StrEnum
 
 
 class CacheHitSource(StrEnum):
+    DEVICE = "device"
     HOST = "host"
+    DISK = "disk"
     EXTERNAL_UNSPECIFIED = "external_unspecified"
