@@ -99,7 +99,7 @@ def test_no_chunk_is_stored_that_ends_behind_the_requests_limit(
 
 @pytest.mark.parametrize(("prompts_only", "ends"), [(False, [16, 24]), (True, [16])])
 def test_generated_tokens_are_stored_unless_the_setting_forbids_it(prompts_only: bool, ends: list[int]) -> None:
-    driver = SchedulerDriver(stores_prompts_only=prompts_only)
+    driver = SchedulerDriver(store_prompts_only=prompts_only)
     request = request_of(20)
     driver.tables["request"] = TABLE
     stores = list(driver.step({request: 20}).stores)

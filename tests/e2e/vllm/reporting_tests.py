@@ -182,7 +182,7 @@ def test_setting_turns_events_off(start: Start) -> None:
     assert events_of(engine) == []
 
 
-def test_setting_stores_prompts_only(start: Start) -> None:
+def test_setting_store_prompts_only(start: Start) -> None:
     engine, other = start("prompts", settings={"kvdepot.store_prompts_only": True}), start("reader of prompts")
     request = prompt(34, "request")
     request.num_generated_tokens = 5

@@ -66,7 +66,7 @@ class EngineFacts:
             longest_transfer_seconds=max(config.retrieve_timeout_seconds, config.store_timeout_seconds),
             prefill_tokens_per_second=config.prefill_tokens_per_second,
             steps_ahead=self.steps_ahead,
-            stores_prompts_only=config.store_prompts_only,
+            store_prompts_only=config.store_prompts_only,
             training_run=config.training_run,
             reset_means_new_weights=config.reset_means_new_weights,
         )

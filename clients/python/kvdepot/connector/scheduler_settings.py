@@ -14,7 +14,7 @@ class SchedulerSettings:
     `training_run` and `reset_means_new_weights` are described at `ConnectorConfig`.
 
     `prefill_tokens_per_second` is 0 if it is measured. The engine schedules at most `steps_ahead` steps while one runs.
-    With `stores_prompts_only`, no generated token is stored. With `publishes_blocks`, the engine publishes which blocks
+    With `store_prompts_only`, no generated token is stored. With `publishes_blocks`, the engine publishes which blocks
     it has stored.
     """
 
@@ -29,7 +29,7 @@ class SchedulerSettings:
     longest_transfer_seconds: float
     prefill_tokens_per_second: float
     steps_ahead: int
-    stores_prompts_only: bool = False
+    store_prompts_only: bool = False
     publishes_blocks: bool = False
     training_run: str = ""
     reset_means_new_weights: bool = True

@@ -79,4 +79,4 @@ class StorePlanner:
         """Return where the last chunk may end that is stored of a request."""
         limit = state.traits.max_store_tokens
         end = sys.maxsize if limit is None else limit
-        return min(end, state.request.num_prompt_tokens) if self._settings.stores_prompts_only else end
+        return min(end, state.request.num_prompt_tokens) if self._settings.store_prompts_only else end

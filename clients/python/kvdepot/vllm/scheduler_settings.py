@@ -27,7 +27,7 @@ def scheduler_settings(config: ConnectorConfig, vllm_config: Any, kv_cache_confi
         training_run=config.training_run,
         reset_means_new_weights=config.reset_means_new_weights,
         steps_ahead=parallel.pipeline_parallel_size,  # also with asynchronous scheduling
-        stores_prompts_only=config.store_prompts_only,
+        store_prompts_only=config.store_prompts_only,
         # An engine that loads nothing has no use of requests whose blocks are in the depot.
         publishes_blocks=config.publish_blocks and transfer.is_kv_consumer and _publishes_events(vllm_config),
     )
