@@ -177,7 +177,7 @@ class CertificateFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All facts."""
+    """All facts. `kv_events_module` is the name of a module that KV events need and that is missing."""
 
     memory: MemoryFacts
     shared_memory: SharedMemoryFacts
@@ -194,6 +194,7 @@ class Facts:
     certificate: CertificateFacts | None
     tenants_error: str | None
     subscriber_errors: tuple[str, ...]
+    kv_events_module: str | None
 
     @property
     def depot_is_running(self) -> bool:

@@ -19,6 +19,7 @@ from service.access.tenants import TenantLimits
 from service.access.tenants_file import BadTenants, read_tenants
 from service.doctor import addresses, l1_files, tiers
 from service.doctor.facts import CertificateFacts, Facts, GpuFacts, MemoryFacts, ProcessFacts, SharedMemoryFacts
+from service.kv_events.setup import MISSING_PACKAGE
 from service.l1.arena import huge_page_error
 from service.settings import Settings
 from service.tiers.disk.disk_layout import smallest_disk_bytes
@@ -48,6 +49,7 @@ def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
         certificate=_certificate(settings) if settings.tls_cert else None,
         tenants_error=_tenants_error(settings) if settings.tenants else None,
         subscriber_errors=tuple(filter(None, map(_subscriber_error, settings.subscriber))),
+        kv_events_module=MISSING_PACKAGE,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.doctor.facts import Facts
 from service.doctor.findings import Finding, failure, not_applicable, ok, warning
-from service.kv_events.setup import INSTALL, MISSING_PACKAGE
+from service.kv_events.setup import INSTALL
 from service.settings import Settings
 
 OTHER_FILES = 256
@@ -64,8 +64,8 @@ def kv_events(facts: Facts, settings: Settings) -> Finding:
     """Check whether the packages of KV events are installed."""
     if not settings.kv_events:
         return not_applicable("none are published")
-    if MISSING_PACKAGE is not None:
-        return failure(f"there is no module {MISSING_PACKAGE}", INSTALL)
+    if facts.kv_events_module is not None:
+        return failure(f"there is no module {facts.kv_events_module}", INSTALL)
     return ok(f"on {settings.kv_events}: whoever can reach it reads token ids")
 
 

@@ -54,6 +54,7 @@ def settings(**given: Any) -> Settings:
             "tenants": "/etc/kvdepot/tenants.yaml",
             "otlp_endpoint": "http://collector:4317",
             "tls_cert": "tls.crt",
+            "kv_events": "tcp://*:5557",
             **given,
         }
     )
@@ -248,6 +249,7 @@ BROKEN = [
     ),
     ("OTLP collector", replace(HEALTHY, collector_error="refused"), {}, "failure", "http://collector:4317", "4317"),
     ("subscribers", replace(HEALTHY, subscriber_errors=("no module mine",)), {}, "failure", "no module", "PYTHONPATH"),
+    ("KV events", replace(HEALTHY, kv_events_module="zmq"), {}, "failure", "no module zmq", "kvdepot[kv-events]"),
     ("listen on", listener(holder=Holder.OTHER), {}, "failure", "another process", "another address"),
     ("listen on", listener(bind_error="Permission denied"), {}, "failure", "Permission denied", "1023"),
     (
@@ -331,7 +333,7 @@ def test_a_node_without_a_gpu_is_healthy() -> None:
     own_namespaces = replace(HEALTHY.process, is_in_host_pid_namespace=False, is_in_host_ipc_namespace=False)
     facts = replace(HEALTHY, gpu=NO_GPU, process=own_namespaces, certificate=None, metrics=None, console=None)
     facts = replace(facts, collector_error=None, tenants_error=None)
-    findings = examine(facts, settings(l1_huge_pages=HugePages.NONE, subscriber=()))
+    findings = examine(facts, settings(l1_huge_pages=HugePages.NONE, subscriber=(), kv_events=""))
     assert {each.status for each in findings.values()} == {Status.OK, Status.NOT_APPLICABLE}
     assert {check for check, each in findings.items() if each.status is Status.NOT_APPLICABLE} == {
         *(
@@ -345,7 +347,16 @@ def test_a_node_without_a_gpu_is_healthy() -> None:
             "PID namespace",
             "IPC namespace",
         ),
-        *("TLS certificate", "tenants", "metrics", "console", "OTLP collector", "subscribers", "huge pages"),
+        *(
+            "TLS certificate",
+            "tenants",
+            "metrics",
+            "console",
+            "OTLP collector",
+            "subscribers",
+            "KV events",
+            "huge pages",
+        ),
     }
 
 

@@ -66,5 +66,6 @@ HEALTHY = Facts(
     certificate=CertificateFacts(error="", subject="CN=depot", seconds_left=60 * DAY_SECONDS),
     tenants_error="",
     subscriber_errors=(),
+    kv_events_module=None,
 )
 """A healthy node with two GPUs. Every setting is set."""

@@ -32,6 +32,7 @@ def answer(reason: cache_pb2.MissReason.ValueType, **facts: object) -> ExplainPr
             {"model_name": "llama", "model_revision": "r2", "block_hash_seed": "sha256 seed=1"},
             "block hashes 'sha256 seed=1', not 'sha256 seed=0'",
         ),
+        ({"model_name": "llama", "model_revision": "r2", "chunk_size": 400}, "tokens per chunk 400, not 16"),
     ],
 )
 def test_each_difference_to_what_is_stored_is_named(facts: dict[str, object], difference: str) -> None:

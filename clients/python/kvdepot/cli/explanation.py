@@ -169,7 +169,7 @@ def _others(answer: observability_pb2.ExplainPrefixResponse, adapter: str) -> It
                 ("block hashes", other.block_hash_seed, answer.block_hash_seed if other.block_hash_seed else ""),
                 ("adapter", other.adapter, adapter),
                 ("ranks", other.world_size, world_size),
-                ("chunks", other.chunk_size, answer.chunk_size),
+                ("tokens per chunk", other.chunk_size or answer.chunk_size, answer.chunk_size),
             )
             if theirs != ours
         ]
