@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from telemetry.kv_events.hashes import PackedHashes
 from telemetry.kv_events.named_chunk import MEDIUM_NAMES, EventType, Medium, NamedChunk
-from telemetry.kv_events.wire import Wire
+
+if TYPE_CHECKING:  # it needs a package that a depot without KV events may lack
+    from telemetry.kv_events.wire import Wire
 
 MAX_BATCH_BYTES = 256 << 10
 

@@ -101,7 +101,7 @@ async def test_a_stopped_depot_keeps_its_chunks_and_their_order() -> None:
 @pytest.mark.parametrize(
     "flags, reason",
     [
-        (["--chunk-size", "32"], "its chunk_size is 16, this depot's is 32"),
+        (["--cache-epoch", "1"], "its cache_epoch is 0, this depot's is 1"),
         (["--l1-size", "2MiB"], "its l1_size is 1048576, this depot's is 2097152"),
     ],
 )
