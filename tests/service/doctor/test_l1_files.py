@@ -58,7 +58,7 @@ def test_a_file_that_would_be_adopted_is_said(folder: Path) -> None:
 def test_a_file_on_which_a_depot_would_start_empty_is_said(folder: Path) -> None:
     path = folder / "l1"
     filled(path, []).close()
-    assert configured(path, chunk_size=128).why_empty == "its chunk_size is 256, this depot's is 128"
+    assert configured(path, cache_epoch=1).why_empty == "its cache_epoch is 0, this depot's is 1"
     os.truncate(path, 100_000)
     assert "cut short" in configured(path).why_empty
 
