@@ -6,7 +6,7 @@ import json
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 from service.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
@@ -42,6 +42,19 @@ class KvEventsHashes(StrEnum):
     BYTES = "bytes"
 
 
+def zeromq_address(value: str) -> str:
+    """Return an address of ZeroMQ, or the empty text.
+
+    Raises: ValueError.
+    """
+    scheme, _, rest = value.partition("://")
+    host, _, port = rest.rpartition(":")
+    is_tcp = scheme == "tcp" and bool(host) and port.isdecimal() and int(port) <= 65_535
+    if value and not is_tcp and not (scheme == "ipc" and rest):
+        raise ValueError(f"{value!r} is neither tcp://HOST:PORT, such as tcp://*:5557, nor ipc://PATH")
+    return value
+
+
 def split(value: object) -> object:
     """Split a text at its commas."""
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
@@ -65,3 +78,4 @@ Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | S
 Seconds = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | DurationText)]
 Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)]
 OneOrList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(one_or_list)]
+ZeromqAddress = Annotated[str, AfterValidator(zeromq_address)]

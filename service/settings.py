@@ -24,6 +24,7 @@ from service.setting_types import (
     Seconds,
     Size,
     Texts,
+    ZeromqAddress,
 )
 from service.tiers.address.address import TierAddress, parse_all
 from service.tiers.write_policy import WritePolicy
@@ -136,9 +137,9 @@ class Settings(BaseSettings):
         description="your own subscriber, which gets every event: package.module:factory, where Python can import the"
         ' module, or package.module:factory={"name": value} with arguments for the factory; repeatable',
     )
-    kv_events: str = ""
+    kv_events: ZeromqAddress = ""
     """ZeroMQ address where KV events for routers are published, such as tcp://*:5557; empty: none"""
-    kv_events_replay: str = ""
+    kv_events_replay: ZeromqAddress = ""
     """ZeroMQ address where readers ask for KV events that they lost, such as tcp://*:5558; empty: none"""
     kv_events_format: KvEventsFormat = KvEventsFormat.MAP
     """map: each KV event is a map with its type; array: it is an array, as vLLM before 0.12 sends it"""
@@ -217,16 +218,6 @@ class Settings(BaseSettings):
     def _url(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError(f"{value!r} is not an address such as http://localhost:4317")
-        return value
-
-    @field_validator("kv_events", "kv_events_replay")
-    @classmethod
-    def _zeromq_address(cls, value: str) -> str:
-        scheme, _, rest = value.partition("://")
-        host, _, port = rest.rpartition(":")
-        is_tcp = scheme == "tcp" and bool(host) and port.isdecimal() and int(port) <= 65_535
-        if value and not is_tcp and not (scheme == "ipc" and rest):
-            raise ValueError(f"{value!r} is neither tcp://HOST:PORT, such as tcp://*:5557, nor ipc://PATH")
         return value
 
     @field_validator("kv_events_topic")

@@ -1,1 +1,1 @@
-"""An example engine whose KV cache a depot keeps: continuous batching, and `kvdepot.connector`."""
+"""An example engine with continuous batching. It uses a depot through `kvdepot.connector`."""

@@ -18,7 +18,8 @@ class EngineFacts:
     block pool. Each block hash of a request covers `hash_block_size` tokens more than the one before. That divides the
     block size of each group. `num_workers` counts over tensor and pipeline parallelism; so many consecutive ones as
     `num_replicas` says hold equal KV. The engine schedules at most `steps_ahead` steps while one runs. An engine that
-    never `loads` only fills the depot; one that never `stores` only reads it.
+    never `loads` only fills the depot; one that never `stores` only reads it. An engine that `publishes_blocks` tells
+    routers itself which blocks it has stored.
 
     Raises: ConfigError.
     """
@@ -33,6 +34,7 @@ class EngineFacts:
     steps_ahead: int = 0
     loads: bool = True
     stores: bool = True
+    publishes_blocks: bool = False
 
     def __post_init__(self) -> None:
         faults = [f"{name} is empty" for name in ("engine_id", "groups") if not getattr(self, name)]
@@ -69,4 +71,6 @@ class EngineFacts:
             store_prompts_only=config.store_prompts_only,
             training_run=config.training_run,
             reset_means_new_weights=config.reset_means_new_weights,
+            # An engine that loads nothing has no use for requests whose blocks are in the depot.
+            publishes_blocks=self.publishes_blocks and config.publish_blocks and self.loads,
         )

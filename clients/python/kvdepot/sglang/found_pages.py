@@ -39,7 +39,7 @@ class FoundPages:
 
 
 class RecentQueries:
-    """The queries whose pages are leased, oldest first."""
+    """The latest queries, oldest first. The pages that they found are leased."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[str, FoundPages] = OrderedDict()

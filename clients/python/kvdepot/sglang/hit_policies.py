@@ -15,7 +15,7 @@ class Pool(Protocol):
         ...
 
     def window_ends(self, keys: Sequence[bytes], window: int) -> list[int]:
-        """Return lengths of prefixes whose last `window` pages are there, the longest one among them."""
+        """Return some prefix lengths at which the last `window` pages are there. The longest one is among them."""
         ...
 
 

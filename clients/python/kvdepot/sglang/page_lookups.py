@@ -39,9 +39,11 @@ class PageLookups:
         return len(found.keys)
 
     async def window_ends(self, keys: Sequence[bytes], window: int) -> list[int]:
-        """Return lengths of prefixes whose last `window` pages, or all, are there. The longest one is among them.
+        """Return some prefix lengths at which the last `window` pages are there. A prefix
+        that is shorter than the window needs all of its pages.
 
-        Others may be missing. It searches from the end until it finds one, or until the lookup's timeout.
+        The longest such length is among them. The search begins at the end. It stops at the first wave of lookups that
+        finds one, or at the lookup's timeout.
         """
         attachment = self._calls.attachment
         if attachment is None:
@@ -69,11 +71,9 @@ class PageLookups:
         """Return the first pages that are there, with their lease. None: the first one is not."""
         session_id = self._calls.new_session()
         found = await self._lookup(attachment, session_id, keys, self._calls.config.lookup_timeout_seconds, leased=True)
-        if found is None:
-            return None
-        num_pages = found.matched_tokens // self._calls.page_size
-        if not num_pages:
-            self._calls.end(attachment, session_id)
+        num_pages = found.matched_tokens // self._calls.page_size if found is not None else 0
+        if found is None or not num_pages:
+            self._calls.end(attachment, session_id)  # after a timeout, too: the depot may have begun it
             return None
         return FoundPages(session_id=session_id, lease=found.lease, keys=keys[:num_pages])
 

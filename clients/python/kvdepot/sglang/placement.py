@@ -1,4 +1,4 @@
-"""Which rank of which instance a process of SGLang is in the depot, for each of its pools."""
+"""The place of a process of SGLang in the depot: the instance and the rank of each of its pools."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class PoolDepot:
         return self._call(self._lookups.exists(keys), self._config.lookup_timeout_seconds, 0)
 
     def window_ends(self, keys: Sequence[bytes], window: int) -> list[int]:
-        """Return lengths of prefixes whose last `window` pages are there; see `PageLookups.window_ends`."""
+        """Return some prefix lengths at which the last `window` pages are there: see `PageLookups.window_ends`."""
         return self._call(self._lookups.window_ends(keys, window), self._config.lookup_timeout_seconds, [])
 
     def load(self, keys: Sequence[bytes], pages: Sequence[int]) -> tuple[list[bool], MovedPages]:

@@ -20,14 +20,13 @@ from vllm.version import __version__ as vllm_version
 from kvdepot.connector.cache_groups import reported_group
 from kvdepot.connector.commands import StepCommands
 from kvdepot.connector.config import ConnectorConfig
-from kvdepot.connector.event_loop import shared_event_loop
-from kvdepot.connector.identity import CacheIdentity, instance_ids, worker_id
+from kvdepot.connector.identity import CacheIdentity
 from kvdepot.connector.request_limits import RequestParameters
-from kvdepot.connector.scheduler import ConnectorScheduler
-from kvdepot.connector.scheduler_client import SchedulerClient
+from kvdepot.connector.sides import ConnectedScheduler, open_worker
 from kvdepot.connector.worker import ConnectorWorker
 from kvdepot.vllm.adapters import Adapters
 from kvdepot.vllm.engine_changes import follow_engine
+from kvdepot.vllm.engine_facts import engine_facts, hash_block_size
 from kvdepot.vllm.engine_values import VllmBlockReferences, request_traits
 from kvdepot.vllm.kv_events import events_of
 from kvdepot.vllm.loggers import log_as_vllm_does
@@ -36,7 +35,6 @@ from kvdepot.vllm.metadata import ReportMetadata, StepMetadata
 from kvdepot.vllm.metrics import KvdepotPromMetrics, KvdepotStats, register
 from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
 from kvdepot.vllm.model_revision import model_revision
-from kvdepot.vllm.scheduler_settings import hash_block_size, scheduler_settings
 from kvdepot.vllm.support import block_hash_seed, check_engine, warn_of_hashes
 from kvdepot.vllm.weights import EngineProcess, process_start
 
@@ -61,7 +59,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
     """
 
     _cache_hit_source = CacheHitSource.HOST
-    _scheduler: ConnectorScheduler
+    _scheduler: ConnectedScheduler
     _worker: ConnectorWorker
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
@@ -83,42 +81,31 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             kv_cache_config,
             has_all_layers=parallel.pipeline_parallel_size == 1,
         )
-        num_replicas = getattr(kv_cache_config, "kv_tp_replicas", 1)
         if self._is_scheduler:
             warn_of_hashes(vllm_config, os.environ)
-            self._make_scheduler(model_name, num_replicas)
+            self._make_scheduler(CacheIdentity(model_name=model_name))  # only workers attach, with the rest of it
         else:
-            self._worker = ConnectorWorker(
-                self._config,
-                CacheIdentity(
-                    model_name=model_name,
-                    model_revision=model_revision(
-                        vllm_config,
-                        # A user may have fixed the engine's id. The other one is vLLM's own, and new with each start.
-                        engine=EngineProcess(
-                            f"{transfer.engine_id}-{getattr(vllm_config, 'instance_id', '')}", process_start()
-                        ),
-                        configured=self._config.model_revision,
+            identity = CacheIdentity(
+                model_name=model_name,
+                model_revision=model_revision(
+                    vllm_config,
+                    # A user may have fixed the engine's id. The other one is vLLM's own, and new with each start.
+                    engine=EngineProcess(
+                        f"{transfer.engine_id}-{getattr(vllm_config, 'instance_id', '')}", process_start()
                     ),
-                    block_hash_seed=block_hash_seed(vllm_config, os.environ, hash_block_size(kv_cache_config)),
+                    configured=self._config.model_revision,
                 ),
-                worker_id(transfer.engine_id, parallel.rank, parallel.world_size, num_replicas),
-                parallel.rank,
-                shared_event_loop(),
-                _recorded_event,
+                block_hash_seed=block_hash_seed(vllm_config, os.environ, hash_block_size(kv_cache_config)),
             )
+            facts = engine_facts(vllm_config, kv_cache_config, identity)
+            self._worker = open_worker(self._config, facts, parallel.rank, _recorded_event)
 
-    def _make_scheduler(self, model_name: str, num_replicas: int) -> None:
-        config = self._config
-        self._settings = settings = scheduler_settings(config, self._vllm_config, self._kv_cache_config)
-        reported = reported_group(settings.groups)
-        block_size = settings.groups[reported].block_size if reported is not None else None
-        instances = instance_ids(self._kv_transfer_config.engine_id, num_replicas)
-        self._client = client = SchedulerClient(config, instances, model_name, block_size, shared_event_loop())
+    def _make_scheduler(self, identity: CacheIdentity) -> None:
+        self._facts = facts = engine_facts(self._vllm_config, self._kv_cache_config, identity)
         self._adapters = adapters = Adapters(lora_settings(self._vllm_config))
         parameters = RequestParameters()
-        self._scheduler = ConnectorScheduler(
-            settings, client.lookups, client.reports, lambda request: request_traits(request, adapters, parameters)
+        self._scheduler = ConnectedScheduler(
+            self._config, facts, lambda request: request_traits(request, adapters, parameters)
         )
 
     @property
@@ -193,11 +180,11 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         return False, None
 
     def take_events(self) -> Iterable[Any]:
-        settings, group = self._settings, reported_group(self._settings.groups)
+        facts, group = self._facts, reported_group(self._facts.groups)
         if group is None:
             return ()
         changes = self._scheduler.take_block_changes()
-        return list(events_of(changes, group, settings.groups[group].block_size, settings.hash_block_size))
+        return list(events_of(changes, group, facts.groups[group].block_size, facts.hash_block_size))
 
     def has_pending_push_work(self) -> bool:
         return self._is_scheduler and self._scheduler.needs_steps()
@@ -256,7 +243,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
 
     def shutdown(self) -> None:
         if self._is_scheduler:
-            self._client.close()
+            self._scheduler.close()
         else:
             self._worker.close()
 

@@ -37,7 +37,10 @@ Notice = Callable[[_Listener, dict[str, Any]], None]
 def listen_for_weights(
     core_class: Any, kv_cache_manager: Any, *, on_change: Callable[[str], None], on_version: Callable[[str], None]
 ) -> None:
-    """Listen to the engine core whose scheduler owns this KV cache manager. The callbacks must not refer to it."""
+    """Listen to one engine core. Its scheduler owns this KV cache manager.
+
+    The callbacks must not refer to the manager: it is the weak key under which they are kept.
+    """
     for name, before, after in (
         ("collective_rpc", _worker_call, None),
         ("sleep", _sleep, None),
