@@ -15,6 +15,7 @@ from kvdepot.sglang.page_lookups import MAX_WAVE, PageLookups
 from kvdepot.sglang.page_transfers import PageTransfers
 from kvdepot.sglang.pool_calls import PoolCalls
 from kvdepot.v1.cache_pb2 import Lease, LookupResponse, Refusal, RetrieveResponse, StoreResponse
+from tests.fakes.waiting import eventually
 
 PAGE = 4
 KEYS = [bytes([page]) * 4 for page in range(8)]
@@ -192,3 +193,13 @@ async def test_a_search_sends_few_lookups_at_once_and_stops_where_it_finds() -> 
     assert await site.lookups.window_ends(keys, 1) == []
     await site.settle()
     assert len(depot.ended) == 2
+
+
+@pytest.mark.parametrize("is_hung", [True, False])
+async def test_a_query_that_finds_nothing_leaves_no_session(is_hung: bool) -> None:
+    depot = Depot()
+    if is_hung:
+        depot.errors["lookup"] = [NO_ANSWER]
+    site = Site(depot)
+    assert await site.lookups.exists(KEYS) == 0
+    await eventually(lambda: len(depot.ended) == 1)
