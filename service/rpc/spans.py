@@ -96,10 +96,8 @@ def _traced(handler: Any) -> Handler:
         traceparent.set(traceparent_of(context.invocation_metadata()))  # of this call's task, and gone with it
         try:
             return await behavior(request, context)
-        except asyncio.CancelledError:
-            # The instrumentation takes a cancelled call for a successful one.
-            is_late = context.time_remaining() == 0
-            context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED)
+        except asyncio.CancelledError as cancelled:
+            context.set_code(status_of(cancelled, context))  # else the instrumentation takes it for a successful call
             raise
         finally:
             found = caller.get(None)  # set by the interceptor

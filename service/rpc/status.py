@@ -15,6 +15,8 @@ from service.errors import DepotError
 
 ERROR_DOMAIN = "kvdepot"
 ABORT_SECONDS = 1.0
+# A client cancels its call at its deadline, and that can reach the server before the server's own timer ends.
+LATE_CANCEL_SECONDS = 0.05
 # Errors are sent in headers, and clients accept 8 KiB of headers.
 MAX_MESSAGE_BYTES = 1_000
 MAX_FIELD_BYTES = 200
@@ -73,10 +75,12 @@ def details_of(error: DepotError) -> bytes:
 
 def status_of(error: BaseException, context: Context) -> grpc.StatusCode:
     """Return the status that a client sees of a call that ended with an error."""
+    is_cancelled = isinstance(error, asyncio.CancelledError) or context.cancelled()
+    remaining_seconds = context.time_remaining()
     # The deadline comes first: it ends a stream of requests, and the servicer may raise that the stream is incomplete.
-    if context.time_remaining() == 0:
+    if remaining_seconds is not None and remaining_seconds <= (LATE_CANCEL_SECONDS if is_cancelled else 0):
         return grpc.StatusCode.DEADLINE_EXCEEDED
-    if isinstance(error, asyncio.CancelledError) or context.cancelled():
+    if is_cancelled:
         return grpc.StatusCode.CANCELLED
     code = context.code()  # of `abort`
     return _STATUS_BY_NUMBER.get(code if isinstance(code, int) else code.value[0], grpc.StatusCode.UNKNOWN)
