@@ -1,4 +1,4 @@
-"""A call that a client cancels at its deadline is late, also where the cancel arrives before the server's timer ends."""
+"""A call that its client cancels at its deadline is late, also if the cancel arrives before the server's timer ends."""
 
 from __future__ import annotations
 
