@@ -12,7 +12,21 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, damages, generations, identities, model, progress, reporting, restarts, windows
+from tests.e2e_vllm import (
+    cases,
+    churn,
+    damages,
+    generations,
+    hangs,
+    identities,
+    model,
+    progress,
+    reporting,
+    restarts,
+    several_connectors,
+    tiny_memory,
+    windows,
+)
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -29,6 +43,10 @@ TOGETHER = [
     restarts.taken_over,
     restarts.surviving_chunks,
     restarts.from_disk,
+    tiny_memory.tiny_memory,
+    tiny_memory.less_than_a_prompt,
+    churn.restarting_all_the_time,
+    hangs.hangs_amid_everything,
     progress.refused_reset,
     progress.idle_after_hang,  # the pause resets, after which the first engine shares nothing
     cases.killed_engine,
@@ -37,6 +55,7 @@ WITH_ENGINES_OF_THEIR_OWN = [
     cases.tensor_parallel,
     cases.latent_attention,
     cases.preemptions,
+    hangs.hangs_of_two_ranks,
     cases.failed_loads,
     damages.partial_loads,
     damages.partial_loads_of_a_rank,
@@ -52,6 +71,7 @@ WITH_ENGINES_OF_THEIR_OWN = [
     identities.retrained_adapter,
     identities.random_hashes,
     identities.among_other_connectors,
+    several_connectors.two_caches,
     generations.updated_weights,
     generations.pause_with_the_same_weights,
     reporting.statistics,
