@@ -13,9 +13,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from tests.e2e_vllm import (
+    adapter_pairs,
+    borders,
     cases,
     churn,
     damages,
+    embeddings,
     generations,
     hangs,
     identities,
@@ -23,7 +26,9 @@ from tests.e2e_vllm import (
     progress,
     reporting,
     restarts,
+    sampling,
     several_connectors,
+    streams,
     tiny_memory,
     windows,
 )
@@ -78,6 +83,12 @@ WITH_ENGINES_OF_THEIR_OWN = [
     reporting.statistics_of_several,
     reporting.kv_events,
     reporting.prompts_only,
+    adapter_pairs.lora_pairs,
+    embeddings.prompt_embeddings,
+    borders.chunk_borders,
+    sampling.parallel_samples,
+    sampling.ngram_speculation,
+    streams.dropped_streams,
 ]
 
 
