@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from tests.e2e_vllm.cases import SOME, Proof, together, whole_chunks
-from tests.e2e_vllm.crowds import REACHED_SECONDS, SteadyCrowd, steady_crowd
+from tests.e2e_vllm.crowds import SteadyCrowd, steady_crowd
 from tests.e2e_vllm.engines import Engine
 from tests.e2e_vllm.reporting import metrics_of
 from tests.e2e_vllm.restarts import flags, ready, until_shared
@@ -20,7 +20,7 @@ PHASE_SECONDS = 30.0
 UP_SECONDS = (1.0, 2.0)
 TAKEOVER_SECONDS = 30.0
 KILLED_TAKEOVER_SECONDS = 5.0  # then the old one serves on
-ATTACHED_TIMES = 6  # of both engines together
+FEWEST_RESTARTS = 6
 ATTACHED = "attached to the depot:"
 LOADED = ("kvdepot_tokens_total", "load")
 
@@ -70,20 +70,18 @@ async def restarting_all_the_time(proof: Proof, a: Engine, b: Engine) -> str:
 async def _repeat(
     proof: Proof, crowd: SteadyCrowd, numbers: random.Random, restart: Callable[[], Awaitable[None]]
 ) -> int:
-    """Restart the depot for some time, and until both engines have attached several times; return how often.
+    """Restart the depot for some time; return how often. A fault ends the crowd, and this.
 
-    A fault ends the crowd, and this.
+    Every third depot runs until both engines are attached: on a busy machine, 2 s are too short for that.
     """
-    end, attached = time.monotonic() + PHASE_SECONDS, _count(proof, ATTACHED)
-    count = 0
-    while True:
+    end, count = time.monotonic() + PHASE_SECONDS, 0
+    while not crowd.ended.is_set() and (time.monotonic() < end or count < FEWEST_RESTARTS):
         await asyncio.sleep(numbers.uniform(*UP_SECONDS))
-        is_long_enough = time.monotonic() > end and _count(proof, ATTACHED) >= attached + ATTACHED_TIMES
-        if is_long_enough or crowd.ended.is_set():
-            return count
-        assert time.monotonic() < end + REACHED_SECONDS, f"{count} restarts, and the engines did not attach again"
+        if count % 3 == 0:
+            await proof.until_attached(2)
         await restart()
         count += 1
+    return count
 
 
 async def _restarted(proof: Proof, end: signal.Signals) -> None:
