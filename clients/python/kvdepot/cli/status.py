@@ -68,8 +68,9 @@ def _overview(depot: admin_pb2.GetStatusResponse) -> list[list[Cell]]:
         ["live sessions", f"{depot.num_sessions:,}"],
         ["live leases", f"{depot.num_leases:,}"],
         ["hit since the start", _hits(depot.hits)],
-        *([["KV events", _kv_events(depot.kv_events)]] if depot.HasField("kv_events") else []),
     ]
+    if depot.HasField("kv_events"):
+        facts.append(["KV events", _kv_events(depot.kv_events)])
     if not depot.HasField("event_queue"):
         return [*facts, ["events", "disabled"]]
     queue = depot.event_queue
