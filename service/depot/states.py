@@ -18,8 +18,7 @@ def has_state(attachment: Attachment, chunk: Chunk) -> bool:
     if not attachment.state_groups:
         return True
     return not chunk.is_loading and not any(
-        chunk.absent_tokens and chunk.absent_tokens[group] >= attachment.chunk_size
-        for group in attachment.state_groups
+        chunk.absent_tokens and chunk.absent_tokens[group] >= attachment.chunk_size for group in attachment.state_groups
     )
 
 

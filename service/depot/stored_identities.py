@@ -136,9 +136,7 @@ def unknown_identity(nearest: list[str]) -> str:
 
 def group_facts(groups: tuple[Group, ...]) -> tuple[object, ...]:
     """Return all that may differ in the groups of two ranks, for chunks."""
-    named = (
-        (group.dtype, group.num_layers, group.num_heads, group.head_bytes, group.holds_state) for group in groups
-    )
+    named = ((group.dtype, group.num_layers, group.num_heads, group.head_bytes, group.holds_state) for group in groups)
     kinds = (frozenset(plane.kind for plane in group.planes) for group in groups)
     return (len(groups), *chain(*named), *kinds)
 

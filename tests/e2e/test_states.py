@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -217,9 +216,7 @@ async def test_states_of_any_size_come_back(depot: Site, state_bytes: int) -> No
         shared = SharedRegions()
         shared.add(buffer)
         group = layouts.states_from_tensors([page[:, :state_bytes] for page in pages], shared, block_size=BLOCK_SIZE)
-        attachment = await depot.client.attach(
-            instance_id="i", model_name="m", groups=[group], regions=shared.regions
-        )
+        attachment = await depot.client.attach(instance_id="i", model_name="m", groups=[group], regions=shared.regions)
         noise = np.random.default_rng(1).integers(0, 256, pages.shape, np.uint8)
         pages[:] = noise
         await attachment.store("s", TOKENS[:BLOCK_SIZE], [[2]])

@@ -66,7 +66,7 @@ SHORT_CONVOLUTIONS = {
     "pad_token_id": 0,
 }
 
-# Runs with vLLM's Python, which has transformers. Its own random weights are too small. `A_log` makes states forget slowly.
+# Runs with vLLM's Python, which has transformers. Its random weights are too small. `A_log` makes states forget slowly.
 _WEIGHTS = """
 import sys, torch
 from transformers import AutoConfig, AutoModelForCausalLM

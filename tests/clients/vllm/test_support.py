@@ -75,9 +75,9 @@ class NewSpec(FullAttentionSpec):
         (
             {},
             [Group(["a"]), Group(["b"], MambaSpec(num_speculative_blocks=2))],
-            "the model holds states, and a step of speculative decoding",
+            "the model holds states, and those of speculative decoding",
         ),
-        ({"speculative_config": "ngram"}, [Group(["a"]), STATES], "the model holds states, and a step of speculative"),
+        ({"speculative_config": "ngram"}, [Group(["a"]), STATES], "the model holds states, and those of speculative"),
         ({"cache_config__use_replayssm": True}, [STATES], "use_replayssm is set: a block of its cache is no whole"),
         ({}, [Group(["a"], SlidingWindowMLASpec())], "group 0 of the KV cache is a SlidingWindowMLASpec"),
         ({}, [Group(["a", "b"], MIXED)], "group 0 .* keep different parts of a prefix"),

@@ -31,8 +31,8 @@ _HINTS: dict[int, str] = {
     "each tier is",
     cache_pb2.MISS_REASON_NO_SLOT: "all chunks of L1 are leased, pinned or in use, or prefetches have loaded as much "
     "as they may: enlarge L1, let engines release leases, or look at `kvdepot pins`",
-    cache_pb2.MISS_REASON_NO_STATE: "the engine stores the states of few chunks, such as those at the end of a step: see "
-    "'Groups of states' in docs/engine.md",
+    cache_pb2.MISS_REASON_NO_STATE: "an engine stores the states of few chunks, as at the end of a step: see 'Groups "
+    "of states' in docs/engine.md",
     cache_pb2.MISS_REASON_UNKNOWN_IDENTITY: "do model, revision, parallelism, salt and adapter agree with the engine "
     "that stored?",
 }

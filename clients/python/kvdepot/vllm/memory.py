@@ -1,8 +1,8 @@
 """Shares a vLLM worker's KV cache, as the groups and regions to attach.
 
 vLLM has one view per layer, [blocks, heads, tokens, content], in any physical order. If its kernels want smaller blocks
-than its scheduler, a view counts the smaller ones. A layer that holds a state has a view of bytes, and one of its blocks
-is one state.
+than its scheduler, a view counts the smaller ones. A layer that holds states has a view of bytes, with one state in
+each block.
 """
 
 from __future__ import annotations

@@ -55,9 +55,7 @@ def model_identity(vllm_config: Any, *, vllm_version: str, configured_name: str,
     return with_digest(configured_name or hub_name(source_of(model)), facts)
 
 
-def cache_identity(
-    model_name: str, kv_cache_config: Any, *, has_all_layers: bool, state_settings: Any = None
-) -> str:
+def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: bool, state_settings: Any = None) -> str:
     """Return the model's name, with a digest of its groups unless there is one group of full attention.
 
     Engines keep different blocks of a prefix if their windows or block sizes differ. A group's chunks hold its layers;

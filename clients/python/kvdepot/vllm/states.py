@@ -50,7 +50,7 @@ def state_faults(vllm_config: Any, kv_cache_config: Any) -> Iterator[str]:
             )
     speculates = getattr(vllm_config, "speculative_config", None) is not None
     if speculates or any(getattr(spec, "num_speculative_blocks", 0) for _, spec in specs):
-        yield "the model holds states, and a step of speculative decoding ends with a state that has rejected tokens in it"
+        yield "the model holds states, and those of speculative decoding have rejected tokens in them"
     if getattr(kv_cache_config, "kv_tp_replicas", 1) != 1:
         yield "the model holds states, and several tensor-parallel workers hold equal KV: not all of them would store"
     for name, reason in _REFUSED_SETTINGS.items():
