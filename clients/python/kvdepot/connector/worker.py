@@ -127,7 +127,7 @@ class ConnectorWorker:
             memory,
             self._uncertain,
             on_done=self.results.mark_done,
-            on_change=self._set_chunk_size,
+            on_change=self._attachment_changed,
         )
         try:
             await connection.run()
@@ -135,9 +135,8 @@ class ConnectorWorker:
             logger.exception("the connection to the depot failed")
             raise
 
-    def _set_chunk_size(self, chunk_size: int, *, wants_token_ids: bool) -> None:
-        self.results.wants_token_ids = wants_token_ids  # first: the engine's thread reports it with the size
-        self.results.chunk_size = chunk_size
+    def _attachment_changed(self, chunk_size: int, *, wants_token_ids: bool) -> None:
+        self.results.attachment_changed(chunk_size, wants_token_ids=wants_token_ids)
         if chunk_size:
             self._first_attachment.set()
 

@@ -21,6 +21,7 @@ from kvdepot.connector.cache_groups import reported_group
 from kvdepot.connector.commands import StepCommands
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.identity import CacheIdentity
+from kvdepot.connector.model_weights import EngineProcess, process_start
 from kvdepot.connector.request_limits import RequestParameters
 from kvdepot.connector.sides import ConnectedScheduler, open_worker
 from kvdepot.connector.worker import ConnectorWorker
@@ -36,7 +37,6 @@ from kvdepot.vllm.metrics import KvdepotPromMetrics, KvdepotStats, register
 from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity, state_settings
 from kvdepot.vllm.model_revision import model_revision
 from kvdepot.vllm.support import block_hash_seed, check_engine, warn_of_hashes
-from kvdepot.vllm.weights import EngineProcess, process_start
 
 if TYPE_CHECKING:
     import torch

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from kvdepot.connector.identity import bounded_text
+from kvdepot.connector.model_weights import hub_name
 from kvdepot.vllm.groups import cache_groups
 from kvdepot.vllm.neutral_settings import (
     CACHE_WITHOUT_EFFECT,
@@ -24,7 +25,6 @@ from kvdepot.vllm.neutral_settings import (
     ROPES_OF_ANY_LENGTH,
 )
 from kvdepot.vllm.states import state_specs
-from kvdepot.vllm.weights import hub_name
 
 MAX_MODEL_BYTES = 512
 MAX_DEPTH = 16
