@@ -51,6 +51,8 @@ class EngineFacts:
         ]
         if self.num_replicas > 0 and self.num_workers % self.num_replicas:
             faults.append(f"{self.num_workers} workers can't hold the KV {self.num_replicas} times")
+        if self.num_replicas > 1 and any(group.holds_state for group in self.groups):
+            faults.append("num_replicas is above 1, and each worker has states of its own")
         if faults:
             raise ConfigError("; ".join(faults))
 
