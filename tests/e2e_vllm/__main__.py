@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, damages, generations, identities, model, progress, reporting, restarts, windows
+from tests.e2e_vllm import cases, damages, generations, identities, model, progress, reporting, restarts, sizes, windows
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -35,6 +35,7 @@ TOGETHER = [
 ]
 WITH_ENGINES_OF_THEIR_OWN = [
     cases.tensor_parallel,
+    sizes.two_sizes,
     cases.latent_attention,
     cases.preemptions,
     cases.failed_loads,
