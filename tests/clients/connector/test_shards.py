@@ -212,3 +212,12 @@ async def test_heads_that_can_not_be_split_refuse_to_attach(depot: ShardedDepot,
     with pytest.raises(ValueError, match="2 heads, which can't be split into 4 equal shards"):
         await start_worker(depot.address, caches=views(num_heads=2), num_shards=4)
     assert depot.ranks("AttachInstance") == []
+
+
+async def test_command_that_was_sent_to_no_shard_is_done(depot: ShardedDepot, start_worker: StartWorker) -> None:
+    worker = await started(start_worker, depot)
+    command = store_command((BLOCKS,))
+    command.tables = ()  # no scheduler sends this
+    worker.connector.store([command])
+    report = await worker.until_done(1)
+    assert (report.done, report.failed, depot.ranks("Store")) == ({1: 1}, {1}, [])
