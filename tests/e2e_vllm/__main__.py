@@ -12,7 +12,23 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, damages, generations, identities, model, progress, reporting, restarts, sizes, windows
+from tests.e2e_vllm import (
+    adapter_pairs,
+    borders,
+    cases,
+    damages,
+    embeddings,
+    generations,
+    identities,
+    model,
+    progress,
+    reporting,
+    restarts,
+    sampling,
+    sizes,
+    streams,
+    windows,
+)
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -59,6 +75,12 @@ WITH_ENGINES_OF_THEIR_OWN = [
     reporting.statistics_of_several,
     reporting.kv_events,
     reporting.prompts_only,
+    adapter_pairs.lora_pairs,
+    embeddings.prompt_embeddings,
+    borders.chunk_borders,
+    sampling.parallel_samples,
+    sampling.ngram_speculation,
+    streams.dropped_streams,
 ]
 
 

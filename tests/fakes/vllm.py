@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from kvdepot.connector.block_allocations import BlockAllocation
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, StepCommands, WorkerReport
@@ -38,6 +40,8 @@ class Request:
     lora_request: Any = None
     trace_headers: dict[str, str] | None = None
     prompt_embeds: Any = None
+    prompt_token_ids: list[int] | None = None
+    prompt_is_token_ids: list[bool] | None = None
     kv_transfer_params: Any = None
     mm_features: Any = ()
     num_generated_tokens: int = 0
@@ -63,6 +67,11 @@ class Request:
             parent = hashlib.sha256(text).digest()
             hashes.append(parent)
         return hashes
+
+
+def embeddings_of(count: int) -> Any:
+    """Return the embeddings of so many positions. None of them is zero."""
+    return np.ones((count, 2), np.float32)
 
 
 TABLE: BlockIds = (list(range(10, 20)),)

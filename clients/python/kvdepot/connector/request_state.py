@@ -46,7 +46,8 @@ class RequestTraits:
 
     `has_only_tokens`: its KV comes from its tokens alone, without images. `will_continue`: its prompt is likely to come
     again soon with more tokens. None: the request does not say. At most `max_load_tokens` are loaded for it, and no
-    chunk is stored that ends behind `max_store_tokens`. None: no limit.
+    chunk is stored that ends behind `max_store_tokens`. None: no limit. The engine's hashes name the KV of the first
+    `named_tokens` only, and no chunk that ends behind them is loaded or stored. None: they name all of it.
     """
 
     cache_salt: str = ""
@@ -58,6 +59,7 @@ class RequestTraits:
     will_continue: bool | None = None
     max_load_tokens: int | None = None
     max_store_tokens: int | None = None
+    named_tokens: int | None = None
 
 
 @dataclass(slots=True, eq=False)

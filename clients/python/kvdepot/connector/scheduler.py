@@ -276,6 +276,8 @@ class ConnectorScheduler:
         most = num_tokens if is_full else num_tokens - 1
         if (limit := state.traits.max_load_tokens) is not None:
             most = min(most, state.local_tokens + limit)
+        if (named := state.traits.named_tokens) is not None:
+            most = min(most, named)
         return self._prefixes.whole_tokens(state.request, most)
 
     def _end_session(self, state: RequestState) -> None:

@@ -77,6 +77,6 @@ class StorePlanner:
 
     def _max_tokens(self, state: RequestState) -> int:
         """Return where the last chunk may end that is stored of a request."""
-        limit = state.traits.max_store_tokens
-        end = sys.maxsize if limit is None else limit
+        limits = (state.traits.max_store_tokens, state.traits.named_tokens)
+        end = min((limit for limit in limits if limit is not None), default=sys.maxsize)
         return min(end, state.request.num_prompt_tokens) if self._settings.store_prompts_only else end

@@ -76,6 +76,7 @@ class ConnectorWorker:
         self._shard_ids = worker_id.shards(num_shards)
         self._uncertain: list[set[int]] = [set() for _ in self._shard_ids]
         self._acknowledged = [_NOT_ATTACHED] * num_shards
+        self._common = _NOT_ATTACHED
 
     def attach(self, share: Callable[[], AttachedMemory]) -> None:
         """Attach the KV cache that `share` returns, and wait for that until the attach timeout.
@@ -167,8 +168,10 @@ class ConnectorWorker:
         """Take the chunk size of a shard, or 0. That of the worker is the one of all its shards."""
         self._acknowledged[shard] = _Acknowledgement(chunk_size, wants_token_ids)
         common = self._acknowledged[0] if len(set(self._acknowledged)) == 1 else _NOT_ATTACHED
-        self.results.wants_token_ids = common.wants_token_ids  # first: the engine's thread reports it with the size
-        self.results.chunk_size = common.chunk_size
+        if common == self._common:
+            return  # other shards are missing as before
+        self._common = common
+        self.results.attachment_changed(common.chunk_size, wants_token_ids=common.wants_token_ids)
         if common.chunk_size:
             self._first_attachment.set()
 
