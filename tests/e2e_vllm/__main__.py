@@ -25,6 +25,7 @@ from tests.e2e_vllm import (
     reporting,
     restarts,
     sampling,
+    sizes,
     streams,
     windows,
 )
@@ -50,6 +51,7 @@ TOGETHER = [
 ]
 WITH_ENGINES_OF_THEIR_OWN = [
     cases.tensor_parallel,
+    sizes.two_sizes,
     cases.latent_attention,
     cases.preemptions,
     cases.failed_loads,
