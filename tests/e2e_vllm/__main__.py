@@ -28,6 +28,7 @@ from tests.e2e_vllm import (
     restarts,
     sampling,
     several_connectors,
+    sizes,
     streams,
     tiny_memory,
     windows,
@@ -41,6 +42,9 @@ TOGETHER = [
     cases.crowd,
     cases.salts,
     cases.aborts,
+    sampling.parallel_samples,
+    sampling.ngram_speculation,
+    borders.chunk_borders,
     cases.killed_server,
     cases.hung_server,
     progress.evicted_chunks,
@@ -58,6 +62,7 @@ TOGETHER = [
 ]
 WITH_ENGINES_OF_THEIR_OWN = [
     cases.tensor_parallel,
+    sizes.two_sizes,
     cases.latent_attention,
     cases.preemptions,
     hangs.hangs_of_two_ranks,
@@ -85,9 +90,6 @@ WITH_ENGINES_OF_THEIR_OWN = [
     reporting.prompts_only,
     adapter_pairs.lora_pairs,
     embeddings.prompt_embeddings,
-    borders.chunk_borders,
-    sampling.parallel_samples,
-    sampling.ngram_speculation,
     streams.dropped_streams,
 ]
 
@@ -135,7 +137,10 @@ async def run(folder: Path, python: Path, only: list[str]) -> list[str]:
 
 
 async def _computed(proof: Proof) -> str:
-    await proof.plain.compute(proof.engines["plain"])
+    engine = proof.engines["plain"]
+    await proof.plain.compute(engine)
+    await sampling.compute(proof.plain, engine)
+    await borders.compute(proof.plain, engine)
     medians = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in proof.plain.first_seconds.items())
     return f"{len(proof.plain.answers)} prompts answered without a depot; TTFT: {medians}"
 
