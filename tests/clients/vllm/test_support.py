@@ -14,7 +14,7 @@ import pytest
 import kvdepot
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.vllm.groups import cache_groups
-from kvdepot.vllm.model_identity import cache_identity
+from kvdepot.vllm.model_identity import cache_identity, state_settings
 from kvdepot.vllm.support import Unsupported, block_hash_seed, check_engine, warn_of_hashes
 from tests.fakes.vllm import FullAttentionSpec, Group, KvCacheConfig, vllm_config
 
@@ -48,6 +48,15 @@ UNIFORM = SimpleNamespace(
 @dataclass(frozen=True)
 class MambaSpec:
     block_size: int = 16
+    shapes: tuple[tuple[int, ...], ...] = ((3, 4), (2, 8, 8))
+    dtypes: tuple[str, ...] = ("torch.bfloat16", "torch.float32")
+    mamba_type: str = "GDN_ATTN"
+    mamba_cache_mode: str = "align"
+    num_speculative_blocks: int = 0
+    tokens_per_state: int = -1
+
+
+STATES = Group(["b"], MambaSpec())
 
 
 @dataclass(frozen=True)
@@ -65,9 +74,16 @@ class NewSpec(FullAttentionSpec):
     [
         (
             {},
-            [Group(["a"]), Group(["b"], MambaSpec())],
-            "group 1 of the KV cache is a MambaSpec: layers of Mamba, gated delta nets.* keep one state of all tokens",
+            [Group(["a"]), Group(["b"], MambaSpec(mamba_cache_mode="all"))],
+            "group 1 of the KV cache holds states, and mamba_cache_mode is 'all': only with 'align'",
         ),
+        (
+            {},
+            [Group(["a"]), Group(["b"], MambaSpec(num_speculative_blocks=2))],
+            "the model holds states, and those of speculative decoding",
+        ),
+        ({"speculative_config": "ngram"}, [Group(["a"]), STATES], "the model holds states, and those of speculative"),
+        ({"cache_config__use_replayssm": True}, [STATES], "use_replayssm is set: a block of its cache is no whole"),
         ({}, [Group(["a"], SlidingWindowMLASpec())], "group 0 of the KV cache is a SlidingWindowMLASpec"),
         ({}, [Group(["a", "b"], MIXED)], "group 0 .* keep different parts of a prefix"),
         ({}, [Group(["a"], FullAttentionSpec(tokens_per_state=4))], "4 tokens in one state"),
@@ -201,6 +217,53 @@ def test_windows_and_local_chunks_start() -> None:
     assert cache_groups(KvCacheConfig(8, [wider])) == (CacheGroup(block_size=4, window=129),)
 
 
+def test_states_start_and_are_groups_of_states() -> None:
+    config = KvCacheConfig(8, [Group(["a"]), STATES])
+    check_engine(vllm_config(), config)
+    assert cache_groups(config) == (CacheGroup(block_size=4), CacheGroup(block_size=16, holds_state=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("hash_block_size", 4, "a block hash covers 4"), ("kv_tp_replicas", 2, "not all of them would store")],
+)
+def test_states_that_may_be_wrong_or_missing_do_not_start(name: str, value: int, message: str) -> None:
+    config = KvCacheConfig(8, [Group(["a"]), STATES])
+    setattr(config, name, value)
+    with pytest.raises(Unsupported, match=message):
+        check_engine(vllm_config(), config)
+    config.kv_cache_groups.pop()
+    check_engine(vllm_config(), config)
+
+
+def test_engines_with_other_states_have_other_names() -> None:
+    def name(spec: MambaSpec, settings: Any = None) -> str:
+        config = KvCacheConfig(8, [Group(["a"]), Group(["b"], spec)])
+        return cache_identity("model", config, has_all_layers=True, state_settings=settings)
+
+    specs = [
+        MambaSpec(),
+        MambaSpec(dtypes=("torch.float32", "torch.float32")),
+        MambaSpec(shapes=((4, 3), (2, 8, 8))),
+        MambaSpec(mamba_type="LINEAR"),
+        MambaSpec(block_size=32),
+    ]
+    names = [*map(name, specs), name(specs[0], ["cpu"])]
+    assert len(set(names)) == len(names)
+    assert name(MambaSpec()) == names[0]
+
+
+def test_settings_of_states_name_the_device_the_order_of_bytes_and_the_backend() -> None:
+    settings = [
+        state_settings(vllm_config(), {}),
+        state_settings(vllm_config(), {"VLLM_SSM_CONV_STATE_LAYOUT": "DS"}),
+        state_settings(vllm_config(mamba_config=SimpleNamespace(backend="flashinfer")), {}),
+        state_settings(vllm_config(additional_config={"gdn_prefill_backend": "triton"}), {}),
+        state_settings(vllm_config(device_config=SimpleNamespace(device_type="cuda")), {}),
+    ]
+    assert len({repr(each) for each in settings}) == len(settings)
+
+
 def test_engines_that_keep_other_parts_of_a_prefix_have_other_names() -> None:
     def name(*groups: Group, has_all_layers: bool = True) -> str:
         return cache_identity("model", KvCacheConfig(8, list(groups)), has_all_layers=has_all_layers)
@@ -235,7 +298,7 @@ def test_full_attention_starts() -> None:
 
 def test_layers_of_one_group_are_looked_at_one_by_one() -> None:
     by_layer = SimpleNamespace(block_size=4, kv_cache_specs={"a": FullAttentionSpec(), "b": MambaSpec()})
-    with pytest.raises(Unsupported, match="MambaSpec"):
+    with pytest.raises(Unsupported, match="keep different parts of a prefix"):
         check_engine(vllm_config(), KvCacheConfig(8, [Group(["a", "b"], by_layer)]))
 
 

@@ -25,14 +25,17 @@ class ConnectedScheduler(ConnectorScheduler):
     ) -> None:
         facts.shards_per_worker(config)  # refuses what the workers would refuse
         reported = reported_group(facts.groups)
+        settings = facts.scheduler_settings(config)
         self._client = SchedulerClient(
             config,
             instance_ids(facts.engine_id, facts.num_replicas),
             facts.identity.in_head_shards(config.head_shards).model_name,
             facts.groups[reported].block_size if reported is not None else None,
             shared_event_loop(),
+            # The depot learns only from a chunk itself whether it has a state.
+            config.lookup_timeout_seconds / 2 if settings.has_states else 0.0,
         )
-        super().__init__(facts.scheduler_settings(config), self._client.lookups, self._client.reports, traits_of)
+        super().__init__(settings, self._client.lookups, self._client.reports, traits_of)
 
     @property
     def is_attached(self) -> bool:

@@ -34,7 +34,7 @@ from kvdepot.vllm.loggers import log_as_vllm_does
 from kvdepot.vllm.memory import share
 from kvdepot.vllm.metadata import ReportMetadata, StepMetadata
 from kvdepot.vllm.metrics import KvdepotPromMetrics, KvdepotStats, register
-from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
+from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity, state_settings
 from kvdepot.vllm.model_revision import model_revision
 from kvdepot.vllm.support import block_hash_seed, check_engine, warn_of_hashes
 
@@ -80,6 +80,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             ),
             kv_cache_config,
             has_all_layers=parallel.pipeline_parallel_size == 1,
+            state_settings=state_settings(vllm_config, os.environ),
         )
         if self._is_scheduler:
             warn_of_hashes(vllm_config, os.environ)
