@@ -20,7 +20,6 @@ from kvdepot.connector import (
 )
 from kvdepot.connector.scheduler_settings import SchedulerSettings
 
-STATES = CacheGroup(block_size=16, holds_state=True)
 FACTS = EngineFacts(
     engine_id="pod-1",
     identity=CacheIdentity(model_name="model"),
@@ -79,7 +78,10 @@ def test_each_worker_has_its_part_of_the_shards(num_workers: int, tensor_paralle
         ({"tensor_parallel_size": 4, "num_replicas": 1}, "head_shards is 6, and must be a multiple of 4, the tensor-"),
         ({"num_replicas": 1}, "needs an engine that says its tensor_parallel_size"),
         ({"tensor_parallel_size": 2}, "2 workers hold equal KV"),
-        ({"tensor_parallel_size": 2, "num_replicas": 1, "groups": (STATES,)}, "states have no heads to split"),
+        (
+            {"tensor_parallel_size": 2, "num_replicas": 1, "groups": (CacheGroup(block_size=16, holds_state=True),)},
+            "a group holds states, which can't be split by heads",
+        ),
     ],
     ids=["no multiple", "not known", "replicas", "states"],
 )

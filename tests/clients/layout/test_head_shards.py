@@ -72,5 +72,12 @@ def test_heads_that_can_not_be_divided_are_refused(num_shards: int) -> None:
 
 def test_latents_are_not_split() -> None:
     shape = KvShape(num_layers=1, num_blocks=3, block_size=2, head_size=4, dtype="float16")
-    with pytest.raises(InvalidArgument, match="latents or states, which belong to all heads"):
+    with pytest.raises(InvalidArgument, match="a latent, which belongs to all heads"):
         head_shards(layouts.NL_X_NB_BS_HS.from_shape(shape), 1)
+
+
+def test_states_are_not_split() -> None:
+    group = layouts.VLLM_LBNHC.from_shape(OTHER)
+    group.holds_state = True
+    with pytest.raises(InvalidArgument, match="states, which belong to all heads"):
+        head_shards(group, 2)

@@ -57,7 +57,7 @@ async def test_states_and_kv_come_back_in_other_blocks(
     for worker in (one, two):
         pages = worker.caches["attention"]
         pages.copy_(torch.rand(pages.shape, generator=generator))
-    facts = {"request_id": "request", "session_id": "session", "traceparent": ""}
+    facts: dict[str, Any] = {"request_id": "request", "session_id": "session", "traceparent": ""}
     stored = (GroupTable(absent_blocks=2, block_ids=[9]), GroupTable(absent_blocks=2, block_ids=[3]))
     one.connector.store(
         [

@@ -53,17 +53,17 @@ class EngineFacts:
         ]
         if self.num_replicas > 0 and self.num_workers % self.num_replicas:
             faults.append(f"{self.num_workers} workers can't hold the KV {self.num_replicas} times")
-        if (size := self.tensor_parallel_size) < 0 or (size and self.num_workers % size):
-            faults.append(f"tensor_parallel_size is {size}, and must divide the {self.num_workers} workers")
         if self.num_replicas > 1 and any(group.holds_state for group in self.groups):
             faults.append("num_replicas is above 1, and each worker has states of its own")
+        if (size := self.tensor_parallel_size) < 0 or (size and self.num_workers % size):
+            faults.append(f"tensor_parallel_size is {size}, and must divide the {self.num_workers} workers")
         if faults:
             raise ConfigError("; ".join(faults))
 
     def shards_per_worker(self, config: ConnectorConfig) -> int:
         """Return how many shards of heads each worker has. Each is a rank of the depot.
 
-        Raises: ConfigError: `head_shards` does not fit the tensor-parallel size.
+        Raises: ConfigError: `head_shards` does not fit the tensor-parallel size or the groups.
         """
         if not config.head_shards:
             return 1
@@ -75,7 +75,7 @@ class EngineFacts:
                 f"kvdepot.head_shards is set, but {self.num_replicas} workers hold equal KV, not parts of the heads"
             )
         if any(group.holds_state for group in self.groups):
-            raise ConfigError("kvdepot.head_shards is set, and states have no heads to split")
+            raise ConfigError("kvdepot.head_shards is set, but a group holds states, which can't be split by heads")
         if config.head_shards % size:
             asked = f"kvdepot.head_shards is {config.head_shards}"
             raise ConfigError(f"{asked}, and must be a multiple of {size}, the tensor-parallel size")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from kvdepot.errors import invalid
-from kvdepot.v1.cache_pb2 import PLANE_KIND_K, PLANE_KIND_KV, PLANE_KIND_V, KvGroup
-
-_WITH_HEADS = (PLANE_KIND_K, PLANE_KIND_V, PLANE_KIND_KV)
+from kvdepot.v1.cache_pb2 import PLANE_KIND_LATENT, KvGroup
 
 
 def head_shards(group: KvGroup, num_shards: int) -> tuple[KvGroup, ...]:
@@ -13,10 +11,12 @@ def head_shards(group: KvGroup, num_shards: int) -> tuple[KvGroup, ...]:
 
     Nothing is copied: the shards name other bytes of the same regions.
 
-    Raises: InvalidArgument: the heads can't be divided by `num_shards`, or there are none (latents, states).
+    Raises: InvalidArgument: the heads can't be divided by `num_shards`, or belong together (a latent, a state).
     """
-    if not all(plane.kind in _WITH_HEADS for plane in group.planes):
-        raise invalid("group", "has latents or states, which belong to all heads and can't be split")
+    if any(plane.kind == PLANE_KIND_LATENT for plane in group.planes):
+        raise invalid("group", "has a latent, which belongs to all heads and can't be split")
+    if group.holds_state:
+        raise invalid("group", "holds states, which belong to all heads and can't be split")
     if num_shards < 1 or group.num_heads % num_shards:
         raise invalid("group", f"has {group.num_heads} heads, which can't be split into {num_shards} equal shards")
     return tuple([_shard(group, number, group.num_heads // num_shards) for number in range(num_shards)])

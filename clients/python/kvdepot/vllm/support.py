@@ -40,15 +40,13 @@ class Unsupported(ValueError):
 def check_engine(vllm_config: Any, kv_cache_config: Any, head_shards: int = 0) -> None:
     """Check that every block holds the KV of its own tokens only, or a state that is known to be right.
 
-    The heads of all layers must fit `head_shards`, unless that is 0.
-
-    The error has all faults.
+    With `head_shards`, the heads must be divisible by it. The error has all faults.
 
     Raises: Unsupported.
     """
     faults = [*_parallelism(vllm_config), *_failure_policy(vllm_config), *_groups(kv_cache_config)]
-    faults += head_faults(vllm_config, kv_cache_config, head_shards)
     faults += state_faults(vllm_config, kv_cache_config)
+    faults += head_faults(vllm_config, kv_cache_config, head_shards)
     if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
         faults.append("calculate_kv_scales makes KV that only this engine can read")
     if faults:
