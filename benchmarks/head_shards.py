@@ -63,7 +63,7 @@ class _Worker:
             tables=(GroupTable(absent_blocks=0, block_ids=blocks),),
             traceparent="",
         )
-        self._measure(f"store of {num_chunks} chunks", number, lambda: self.worker.store([store]))
+        self._measure(f"store of {num_chunks * CHUNK} tokens", number, lambda: self.worker.store([store]))
         load = LoadCommand(
             transfer_id=-number,
             request_id=str(number),
@@ -75,7 +75,7 @@ class _Worker:
             tables=(GroupTable(absent_blocks=0, block_ids=[block + SHAPE.num_blocks // 2 for block in blocks]),),
             traceparent="",
         )
-        self._measure(f"load of {num_chunks} chunks", -number, lambda: self.worker.load([load]))
+        self._measure(f"load of {num_chunks * CHUNK} tokens", -number, lambda: self.worker.load([load]))
 
     def _measure(self, what: str, transfer_id: int, begin: Callable[[], None]) -> None:
         start = time.perf_counter()
@@ -121,7 +121,7 @@ def _figures(address: str, layout_name: str, layout: layouts.Layout) -> list[Fig
     one, chunk_bytes = workers[1].seconds, layout.size_bytes(SHAPE) // (2 * MOST_CHUNKS)
     return [
         Figure(
-            what=f"{what} of {chunk_bytes >> 20} MiB, {shards} shards, {layout_name}",
+            what=f"{what}, {chunk_bytes >> 20} MiB per chunk, {shards} shards, {layout_name}",
             unit="ms",
             values=[1e3 * each for each in seconds],
             baseline="one shard",

@@ -30,8 +30,7 @@ async def two_sizes(proof: Proof) -> str:
     assert [answer.cached for answer in stored] == [0] * len(ALONE)
     assert all(answer.cached == whole_chunks(1900) for answer in found), [answer.cached for answer in found]
     assert (computed.cached, again.cached) == (0, whole_chunks(1300))
-    pairs = [(proof.plain.answers[prompt], answer) for prompt, answer in zip(ALONE, found, strict=True)]
-    pairs.append((computed, again))
+    pairs = [*zip(stored, found, strict=True), (computed, again)]
     identical, total = sum(_identical(*pair) for pair in pairs), sum(len(answer.tokens) for _, answer in pairs)
     assert identical > (1 - MOST_DIFFERING) * total, f"only {identical} of {total} tokens are identical"
     return (
