@@ -9,7 +9,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from blake3 import blake3
 
@@ -22,12 +22,24 @@ from telemetry.kv_events.topics import Topics
 
 
 class Namer:
-    """Puts the names of chunks into a table. It implements `ChunkNamer`. `as_ints`: readers get hashes as numbers."""
+    """Puts the names of chunks into a table. It implements `ChunkNamer`. `as_ints`: readers get hashes as numbers.
 
-    def __init__(self, names: Names, topics: Topics, *, as_ints: bool) -> None:
+    `is_shared` returns whether the chunk of a key is in L1, and in a shared tier as well, as far as the depot knows. It
+    is asked because a chunk that a lookup loads from there gets its name after the load.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        topics: Topics,
+        *,
+        as_ints: bool,
+        is_shared: Callable[[ChunkKey], bool] = lambda key: False,
+    ) -> None:
         self._names = names
         self._topics = topics
         self._as_ints = as_ints
+        self._is_shared = is_shared
 
     def __repr__(self) -> str:
         return f"<Namer {self._names!r}>"
@@ -76,6 +88,7 @@ class Namer:
             cache_salt=prefix.cache_salt,
         )
         self._names.add(chunk, prompt.namespace, keys)
+        self._names.external.update(each for each in keys if each is not None and self._is_shared(each))
 
 
 def _block_size(block_size: int, num_tokens: int) -> int:
