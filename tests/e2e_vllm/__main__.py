@@ -12,7 +12,27 @@ from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from tests.e2e_vllm import cases, damages, generations, identities, model, progress, reporting, restarts, windows
+from tests.e2e_vllm import (
+    adapter_pairs,
+    borders,
+    cases,
+    churn,
+    damages,
+    embeddings,
+    generations,
+    hangs,
+    identities,
+    model,
+    progress,
+    reporting,
+    restarts,
+    sampling,
+    several_connectors,
+    sizes,
+    streams,
+    tiny_memory,
+    windows,
+)
 from tests.e2e_vllm.cases import Proof
 from tests.e2e_vllm.engines import Server
 
@@ -22,6 +42,9 @@ TOGETHER = [
     cases.crowd,
     cases.salts,
     cases.aborts,
+    sampling.parallel_samples,
+    sampling.ngram_speculation,
+    borders.chunk_borders,
     cases.killed_server,
     cases.hung_server,
     progress.evicted_chunks,
@@ -29,14 +52,20 @@ TOGETHER = [
     restarts.taken_over,
     restarts.surviving_chunks,
     restarts.from_disk,
+    tiny_memory.tiny_memory,
+    tiny_memory.less_than_a_prompt,
+    churn.restarting_all_the_time,
+    hangs.hangs_amid_everything,
     progress.refused_reset,
     progress.idle_after_hang,  # the pause resets, after which the first engine shares nothing
     cases.killed_engine,
 ]
 WITH_ENGINES_OF_THEIR_OWN = [
     cases.tensor_parallel,
+    sizes.two_sizes,
     cases.latent_attention,
     cases.preemptions,
+    hangs.hangs_of_two_ranks,
     cases.failed_loads,
     damages.partial_loads,
     damages.partial_loads_of_a_rank,
@@ -52,12 +81,16 @@ WITH_ENGINES_OF_THEIR_OWN = [
     identities.retrained_adapter,
     identities.random_hashes,
     identities.among_other_connectors,
+    several_connectors.two_caches,
     generations.updated_weights,
     generations.pause_with_the_same_weights,
     reporting.statistics,
     reporting.statistics_of_several,
     reporting.kv_events,
     reporting.prompts_only,
+    adapter_pairs.lora_pairs,
+    embeddings.prompt_embeddings,
+    streams.dropped_streams,
 ]
 
 
@@ -104,7 +137,10 @@ async def run(folder: Path, python: Path, only: list[str]) -> list[str]:
 
 
 async def _computed(proof: Proof) -> str:
-    await proof.plain.compute(proof.engines["plain"])
+    engine = proof.engines["plain"]
+    await proof.plain.compute(engine)
+    await sampling.compute(proof.plain, engine)
+    await borders.compute(proof.plain, engine)
     medians = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in proof.plain.first_seconds.items())
     return f"{len(proof.plain.answers)} prompts answered without a depot; TTFT: {medians}"
 

@@ -15,34 +15,53 @@ import sys
 import time
 from typing import Any, TextIO
 
+from tests.e2e_vllm.mixed_prompts import mixed_prompt
+
 PR_SET_PDEATHSIG = 1
 
 
 async def generate(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
-    """Return a request's tokens, how many of its prompt were cached, and the time to the first token."""
+    """Return a request's tokens, how many of its prompt were cached, and the time to the first token.
+
+    With ``n`` above 1, ``tokens`` and ``cached`` are those of the first sample; ``samples`` and ``cached_of_samples``
+    have all of them.
+    """
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
     from vllm.lora.request import LoRARequest
 
-    prompt = TokensPrompt(prompt_token_ids=command["prompt"])
+    prompt = mixed_prompt(command["parts"]) if "parts" in command else TokensPrompt(prompt_token_ids=command["prompt"])
     if salt := command.get("cache_salt"):
         prompt["cache_salt"] = salt
     params = SamplingParams(
-        temperature=0.0,
+        n=command.get("n", 1),
+        temperature=command.get("temperature", 0.0),
+        seed=command.get("seed"),
         max_tokens=command["max_tokens"],
         ignore_eos=True,
         detokenize=False,
         extra_args={"kv_transfer_params": command["kv_transfer_params"]} if "kv_transfer_params" in command else None,
     )
     start = time.monotonic()
-    answer: dict[str, Any] = {"first_seconds": None, "cached": None, "tokens": []}
+    first_seconds = None
+    samples: dict[int, list[int]] = {}
+    cached: dict[int, int | None] = {}
     lora = LoRARequest(**command["lora"]) if command.get("lora") else None
     headers = command.get("trace_headers")
     async for output in engine.generate(prompt, params, command["id"], trace_headers=headers, lora_request=lora):
-        if answer["first_seconds"] is None:
-            answer |= {"first_seconds": time.monotonic() - start, "cached": output.num_cached_tokens}
-        answer["tokens"] = list(output.outputs[0].token_ids)
-    return {**answer, "seconds": time.monotonic() - start}
+        if first_seconds is None:
+            first_seconds = time.monotonic() - start
+        for sample in output.outputs:
+            samples[sample.index] = list(sample.token_ids)
+            cached.setdefault(sample.index, output.num_cached_tokens)
+    return {
+        "tokens": samples[0],
+        "cached": cached[0],
+        "samples": [samples[index] for index in sorted(samples)],
+        "cached_of_samples": [cached[index] for index in sorted(samples)],
+        "first_seconds": first_seconds,
+        "seconds": time.monotonic() - start,
+    }
 
 
 async def carry_out(engine: Any, command: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ START_SECONDS = 900.0
 ANSWER_SECONDS = 900.0
 RECORD_VARIABLE = "RECORD_TO"  # the file of a RecordingConnector
 COUNT_VARIABLE = "COUNT_TO"  # the file of a CountingConnector
+# Of an ArchiveConnector: two parameters of requests, two settings.
+ARCHIVE_SAVE, ARCHIVE_LOAD, ARCHIVE_ASYNC, ARCHIVE_LOG = "archive.save", "archive.load", "archive.async", "archive.log"
 SLOW_STEP_SECONDS = 6.0  # of a SlowConnector's steps while its `slow_file` exists
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -43,10 +45,15 @@ class EngineFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The result of one request: the generated ``tokens``, and how many of its prompt were ``cached``."""
+    """The result of one request: the generated ``tokens``, and how many of its prompt were ``cached``.
+
+    If it asked for several ``samples``, these are those of the first one.
+    """
 
     tokens: tuple[int, ...] = ()
     cached: int = 0
+    samples: tuple[tuple[int, ...], ...] = ()
+    cached_of_samples: tuple[int, ...] = ()
     first_seconds: float = 0.0
     seconds: float = 0.0
     error: str = ""
@@ -76,6 +83,8 @@ class Engine:
         return Answer(
             tokens=tuple(found["tokens"]),
             cached=found["cached"] or 0,
+            samples=tuple(map(tuple, found["samples"])),
+            cached_of_samples=tuple(cached or 0 for cached in found["cached_of_samples"]),
             first_seconds=found["first_seconds"],
             seconds=found["seconds"],
         )

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARY = 4096
+HIDDEN_SIZE = 768
 MAX_TOKENS = 4096
 
 _CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_act": "silu",
-    "hidden_size": 768,
+    "hidden_size": HIDDEN_SIZE,
     "intermediate_size": 2048,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,

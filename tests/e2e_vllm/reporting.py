@@ -21,8 +21,12 @@ SERIES = re.compile(r"^vllm:(?P<name>\w+)\{(?P<labels>.*)\} (?P<value>\S+)$", re
 
 
 async def metrics_of(engine: Engine) -> dict[tuple[str, ...], float]:
-    """Return the values of vLLM's own metrics page, by name and by the labels beyond vLLM's own."""
-    text = (await engine.do("metrics"))["text"]
+    """Return the values of vLLM's own metrics page, as `series_of` does."""
+    return series_of((await engine.do("metrics"))["text"])
+
+
+def series_of(text: str) -> dict[tuple[str, ...], float]:
+    """Return the values of a metrics page, by name and by the labels beyond vLLM's own."""
     found = {}
     for series in SERIES.finditer(text):
         labels = dict(re.findall(r'(\w+)="([^"]*)"', series["labels"]))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from kvdepot.connector.block_allocations import BlockAllocation
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import BlockIds, StepCommands, WorkerReport
@@ -38,6 +40,8 @@ class Request:
     lora_request: Any = None
     trace_headers: dict[str, str] | None = None
     prompt_embeds: Any = None
+    prompt_token_ids: list[int] | None = None
+    prompt_is_token_ids: list[bool] | None = None
     kv_transfer_params: Any = None
     mm_features: Any = ()
     num_generated_tokens: int = 0
@@ -63,6 +67,11 @@ class Request:
             parent = hashlib.sha256(text).digest()
             hashes.append(parent)
         return hashes
+
+
+def embeddings_of(count: int) -> Any:
+    """Return the embeddings of so many positions. None of them is zero."""
+    return np.ones((count, 2), np.float32)
 
 
 TABLE: BlockIds = (list(range(10, 20)),)
@@ -264,6 +273,8 @@ class FullAttentionSpec:
     block_size: int = BLOCK
     head_size: int = 8
     head_size_v: int = 8
+    num_kv_heads: int = 2
+    num_head_slots: int | None = None
     state_content_bytes: int | None = None
     tokens_per_state: int = 1
 
@@ -282,6 +293,10 @@ class KvCacheConfig:
     kv_cache_groups: list[Group]
 
 
+def _total_num_kv_heads() -> int:
+    return 2
+
+
 def vllm_config(**changes: Any) -> Any:
     """Return as much of vLLM's configuration as the connector reads. ``changes`` have dotted names with ``__``."""
 
@@ -296,12 +311,15 @@ def vllm_config(**changes: Any) -> Any:
             dtype="torch.bfloat16",
             quantization=None,
             seed=0,
+            get_total_num_kv_heads=_total_num_kv_heads,
             hf_config=HfConfig(rope_theta=10000.0, transformers_version="5.1", _commit_hash="0" * 40),  # of the hub
         ),
         cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256", calculate_kv_scales=False),
         load_config=SimpleNamespace(load_format="auto"),
         speculative_config=None,
-        parallel_config=SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            tensor_parallel_size=1, decode_context_parallel_size=1, prefill_context_parallel_size=1
+        ),
         kv_transfer_config=SimpleNamespace(is_kv_consumer=True, kv_load_failure_policy="recompute"),
     )
     for name, value in changes.items():

@@ -11,7 +11,7 @@ from kvdepot.connector import published_blocks
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import WorkerReport
 from kvdepot.connector.published_blocks import BlockChanges, PublishedBlocks, block_hashes
-from tests.fakes.vllm import BLOCK, CHUNK, TABLE, Request, SchedulerDriver, request_of
+from tests.fakes.vllm import BLOCK, CHUNK, TABLE, Request, SchedulerDriver, embeddings_of, request_of
 
 
 class Reader:
@@ -75,7 +75,7 @@ def test_what_was_not_stored_is_not_published(driver: SchedulerDriver, reader: R
 
 
 def test_blocks_without_token_ids_are_not_published(driver: SchedulerDriver) -> None:
-    store(driver, request_of(20, prompt_embeds=object()))
+    store(driver, request_of(20, prompt_embeds=embeddings_of(20)))
     assert driver.scheduler.take_block_changes() == BlockChanges()
 
 
@@ -248,5 +248,5 @@ class PublishedWalk(RuleBasedStateMachine):
         assert picture.blocks == {*self.known, *self.known.values()}
 
 
-PublishedWalk.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+PublishedWalk.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 test_published_walk = PublishedWalk.TestCase

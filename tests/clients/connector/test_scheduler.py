@@ -10,7 +10,7 @@ from kvdepot.connector.block_allocations import BlockAllocation
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.connector.commands import GroupTable, LoadCommand, StoreCommand, WorkerReport
 from tests.fakes.clock import Clock
-from tests.fakes.vllm import CHUNK, TABLE, Request, SchedulerDriver, request_of
+from tests.fakes.vllm import CHUNK, TABLE, Request, SchedulerDriver, embeddings_of, request_of
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -75,7 +75,7 @@ def test_the_lookups_and_stores_of_a_request_say_whether_it_goes_on(
         (True, {}, True),
         (False, {}, False),
         (True, {"mm_features": ["an image"]}, False),  # its tokens do not say which one
-        (True, {"prompt_embeds": "embeddings"}, False),
+        (True, {"prompt_embeds": embeddings_of(20)}, False),
     ],
 )
 def test_a_store_has_the_tokens_of_its_chunks_if_the_depot_wants_them_and_they_are_all(
@@ -763,7 +763,7 @@ def test_request_whose_beginning_was_not_reported_is_not_reported() -> None:
 
 def test_prompt_of_embeddings_has_no_tokens_to_report() -> None:
     driver = SchedulerDriver(reports=True)
-    driver.step({request_of(8, prompt_embeds=object()): 8}, [("request", ([1, 2],), True)])
+    driver.step({request_of(8, prompt_embeds=embeddings_of(8)): 8}, [("request", ([1, 2],), True)])
     assert not driver.reports.allocations
 
 

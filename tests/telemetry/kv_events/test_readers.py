@@ -317,4 +317,4 @@ def tier_event(kind: Any, key: bytes, tier: str, outcome: str) -> Any:
 
 
 TestRouters = Routers.TestCase
-TestRouters.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRouters.settings = settings(max_examples=60, stateful_step_count=40)

@@ -46,7 +46,8 @@ class RequestTraits:
 
     `has_only_tokens`: its KV comes from its tokens alone, without images. `will_continue`: its prompt is likely to come
     again soon with more tokens. None: the request does not say. At most `max_load_tokens` are loaded for it, and no
-    chunk is stored that ends behind `max_store_tokens`. None: no limit.
+    chunk is stored that ends behind `max_store_tokens`. None: no limit. The engine's hashes name the KV of the first
+    `named_tokens` only, and no chunk that ends behind them is loaded or stored. None: they name all of it.
     """
 
     cache_salt: str = ""
@@ -58,6 +59,7 @@ class RequestTraits:
     will_continue: bool | None = None
     max_load_tokens: int | None = None
     max_store_tokens: int | None = None
+    named_tokens: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +69,8 @@ class RequestState:
     `stored_tokens` are those that the depot has, or will have if the running stores succeed. `waited_seconds` is
     the time spent on lookups since the engine last allocated blocks for the request, without the wait that began at
     `waits_since` (monotonic). `local_tokens` are in the engine's own prefix cache. `l2_tokens` of its last load come
-    from tiers behind L1. `lookup_mark` is described at `PublishedBlocks.mark`.
+    from tiers behind L1. `lookup_mark` is described at `PublishedBlocks.mark`. The last step that ended with a chunk
+    has computed `exact_tokens`: the engine has the states after exactly these.
     """
 
     request: EngineRequest
@@ -82,6 +85,7 @@ class RequestState:
     reported_tokens: int = 0
     l2_tokens: int = 0
     lookup_mark: int = 0
+    exact_tokens: int = 0
     may_store: bool = True
     is_reported: bool = False
     known_to_depot: bool = False

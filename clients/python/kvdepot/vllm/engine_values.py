@@ -9,6 +9,7 @@ from kvdepot.connector.identity import traceparent_of
 from kvdepot.connector.request_limits import RequestParameters
 from kvdepot.connector.request_state import RequestTraits
 from kvdepot.vllm.adapters import Adapters
+from kvdepot.vllm.embeddings import named_tokens
 
 
 class VllmBlockReferences:
@@ -44,4 +45,5 @@ def request_traits(request: Any, adapters: Adapters, parameters: RequestParamete
         will_continue=limits.will_continue,
         max_load_tokens=limits.max_load_tokens,
         max_store_tokens=limits.max_store_tokens,
+        named_tokens=named_tokens(request),
     )
