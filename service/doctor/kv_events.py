@@ -18,40 +18,22 @@ def bind_errors(settings: Settings) -> tuple[BindError, ...]:
     if MISSING_PACKAGE is not None:
         return ()
     addresses = {"kv_events": settings.kv_events, "kv_events_replay": settings.kv_events_replay}
-    numbers = {name: _errno(address) for name, address in addresses.items() if address}
+    errors = {name: _error(address) for name, address in addresses.items() if address}
     return tuple(
-        BindError(setting=name, address=addresses[name], error=_text(number), is_in_use=number == errno.EADDRINUSE)
-        for name, number in numbers.items()
+        BindError(setting=name, address=addresses[name], error=text, is_in_use=number == errno.EADDRINUSE)
+        for name, (number, text) in errors.items()
         if number
     )
 
 
-def _errno(address: str) -> int:
-    """Return the number of the error with which an address can't be bound, 0 without one."""
+def _error(address: str) -> tuple[int, str]:
+    """Return why an address can't be bound, as a number and a text; 0 and no text: it can be."""
     if not address.startswith(_IPC):
-        return _errno_of_bind(address)
-    # To bind it would take the file away from a depot that serves there.
+        from telemetry.kv_events.probe import bind_error  # a depot without KV events may lack its package
+
+        return bind_error(address)
     folder = Path(address.removeprefix(_IPC)).parent
+    number = 0 if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES
     if not folder.is_dir():
-        return errno.ENOENT
-    return 0 if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES
-
-
-def _errno_of_bind(address: str) -> int:
-    """Bind an address for a moment."""
-    import zmq  # a depot without KV events may lack it
-
-    with zmq.Context() as context, context.socket(zmq.PUB) as probe:
-        probe.setsockopt(zmq.LINGER, 0)
-        probe.setsockopt(zmq.IPV6, int("[" in address))
-        try:
-            probe.bind(address)
-        except zmq.ZMQError as error:
-            return error.errno or errno.EIO
-    return 0
-
-
-def _text(number: int) -> str:
-    import zmq  # it has numbers of its own
-
-    return zmq.strerror(number)
+        number = errno.ENOENT
+    return number, os.strerror(number) if number else ""

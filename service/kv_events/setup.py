@@ -106,7 +106,20 @@ def open_kv_events(settings: Settings, l1: L1Chunks, tiers: Sequence[Tier]) -> K
         shared_tiers=frozenset(tier.name for tier in tiers if not tier.is_local),
     )
     logger.info("publishes KV events on %s", sockets.address)
-    return KvEvents(publisher, Namer(names, topics, as_ints=as_ints), names, sockets, ring)
+    namer = Namer(names, topics, as_ints=as_ints, is_shared=_is_shared(l1, tiers))
+    return KvEvents(publisher, namer, names, sockets, ring)
+
+
+def _is_shared(l1: L1Chunks, tiers: Sequence[Tier]) -> Callable[[ChunkKey], bool]:
+    """Return what says whether the chunk of a key is in L1, and in a shared tier as well."""
+    get = l1.get
+    shared = sum(tier.bit for tier in tiers if not tier.is_local)
+
+    def is_shared(key: ChunkKey) -> bool:
+        chunk = get(key)
+        return chunk is not None and bool(chunk.in_tiers & shared)
+
+    return is_shared
 
 
 def _media_of(l1: L1Chunks, tiers: Sequence[Tier]) -> Callable[[bytes], int]:

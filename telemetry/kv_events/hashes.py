@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 INT_BYTES = 8
+TAIL_BYTES = 1 + INT_BYTES
 TOKEN_BYTES = 5
 _UINT64, _BIN8, _UINT32 = b"\xcf", b"\xc4", 0xCE
 _TOKEN = np.dtype([("type", "u1"), ("value", ">u4")])
@@ -27,6 +28,19 @@ def encode_hashes(hashes: Iterable[bytes], *, as_ints: bool) -> bytes:
             elements = _UINT64 + _UINT64.join([each.rjust(INT_BYTES, b"\0") for each in low])
         return elements
     return b"".join([_BIN8 + bytes((len(each),)) + each for each in hashes])
+
+
+def encode_tails(head: bytes, tails: bytes, *, as_ints: bool) -> bytes:
+    """Encode hashes that begin with `head` and end with a part of `tails`, which differs for each.
+
+    `tails` has `TAIL_BYTES` for each hash. The last 8 of them count. The first one is where a number has its type.
+    """
+    if as_ints:
+        elements = bytearray(tails)
+        elements[::TAIL_BYTES] = _UINT64 * (len(tails) // TAIL_BYTES)
+        return bytes(elements)
+    ends = range(TAIL_BYTES, len(tails) + 1, TAIL_BYTES)
+    return encode_hashes([head + tails[end - INT_BYTES : end] for end in ends], as_ints=False)
 
 
 def encode_tokens(token_ids: npt.NDArray[np.uint32]) -> bytes:

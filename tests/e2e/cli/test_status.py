@@ -54,11 +54,15 @@ def test_says_how_many_readers_of_kv_events_there_are_and_where(start_server_pro
     printed = json.loads(CliRunner().invoke(app, ["status", "--address", address, "--json"]).stdout)
     events = printed["status"]["kv_events"]["address"]
     assert f"0 subscriptions on {events}, 0 batches" in shown()
-    with zmq.Context() as context, context.socket(zmq.SUB) as reader:
-        reader.connect(events)
-        reader.subscribe(b"kv@")
+    with zmq.Context() as context, context.socket(zmq.SUB) as first, context.socket(zmq.SUB) as second:
+        for number, reader in enumerate((first, second), start=1):
+            reader.connect(events)
+            reader.subscribe(b"kv@")
+            while f"{number} subscription" not in shown():
+                time.sleep(0.1)  # the test's timeout ends this
+        first.close()
         while f"1 subscription on {events}" not in shown():
-            time.sleep(0.1)  # the test's timeout ends this
+            time.sleep(0.1)
     while f"0 subscriptions on {events}" not in shown():
         time.sleep(0.1)
 

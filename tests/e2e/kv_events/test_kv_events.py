@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,14 +17,13 @@ from telemetry.kv_events.topics import Topics
 from telemetry.metrics.kv_event_definitions import CHUNKS, EVENTS, KV_EVENT_METRICS
 from tests.e2e.conftest import Open
 from tests.e2e.engines import SMALL, Site, attach, prompt, refused
+from tests.e2e.kv_events.reading import BLOCK, CHUNK, events_of, opened, reader_of
 from tests.e2e.real_tiers import available
 from tests.e2e.restarts import depot_process, engines
 from tests.e2e.servers import running_server
 from tests.fakes.kv_event_reader import Reader
 from tests.fakes.waiting import eventually
 
-CHUNK = 16
-BLOCK = SMALL.shape.block_size
 SLOT_BYTES = 4_096
 
 
@@ -34,22 +32,6 @@ def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{free.getsockname()[1]}"
-
-
-def events_of(site: Site) -> Any:
-    """Return the depot's KV events."""
-    assert site.server._kv_events is not None
-    return site.server._kv_events
-
-
-def reader_of(site: Site, **options: Any) -> Reader:
-    sockets = events_of(site).sockets
-    return Reader(sockets.address, sockets.replay_address, **options)
-
-
-async def opened(open_site: Open, **flags: object) -> Site:
-    addresses = {"kv_events": "tcp://127.0.0.1:0", "kv_events_replay": "tcp://127.0.0.1:0", "kv_events_pod": "pod-1"}
-    return await open_site(**{**addresses, **flags})
 
 
 async def test_a_reader_learns_of_blocks_with_their_tokens_and_of_their_end(open_site: Open) -> None:
