@@ -34,8 +34,12 @@ NOT_INSTALLED = {
     "mooncake": "mooncake-transfer-engine-non-cuda",
 }
 """The distributions of what the checks may run without."""
-OF_ENGINES = {"kvdepot/vllm/": {"vllm", "torch", "huggingface_hub"}, "kvdepot/sglang/": {"sglang", "torch"}}
-"""A process that loads one of these packages has them."""
+OF_ENGINES = {
+    "kvdepot/vllm/": {"vllm", "torch"},
+    "kvdepot/sglang/": {"sglang", "torch"},
+    "kvdepot/connector/model_files.py": {"huggingface_hub"},
+}
+"""A process that loads one of these has them, or the module does without."""
 
 
 def normalized(name: str) -> str:
