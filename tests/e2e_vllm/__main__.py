@@ -62,6 +62,7 @@ WITH_ENGINES_OF_THEIR_OWN = [
     windows.short_windows,
     windows.windows_alone,
     windows.local_chunks,
+    hybrids.hashed_states,
     hybrids.state_groups,
     hybrids.short_convolutions,
     identities.long_rope,
