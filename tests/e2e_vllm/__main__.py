@@ -16,9 +16,11 @@ from tests.e2e_vllm import (
     adapter_pairs,
     borders,
     cases,
+    churn,
     damages,
     embeddings,
     generations,
+    hangs,
     hybrids,
     identities,
     model,
@@ -26,7 +28,10 @@ from tests.e2e_vllm import (
     reporting,
     restarts,
     sampling,
+    several_connectors,
+    sizes,
     streams,
+    tiny_memory,
     windows,
 )
 from tests.e2e_vllm.cases import Proof
@@ -38,6 +43,9 @@ TOGETHER = [
     cases.crowd,
     cases.salts,
     cases.aborts,
+    sampling.parallel_samples,
+    sampling.ngram_speculation,
+    borders.chunk_borders,
     cases.killed_server,
     cases.hung_server,
     progress.evicted_chunks,
@@ -45,14 +53,20 @@ TOGETHER = [
     restarts.taken_over,
     restarts.surviving_chunks,
     restarts.from_disk,
+    tiny_memory.tiny_memory,
+    tiny_memory.less_than_a_prompt,
+    churn.restarting_all_the_time,
+    hangs.hangs_amid_everything,
     progress.refused_reset,
     progress.idle_after_hang,  # the pause resets, after which the first engine shares nothing
     cases.killed_engine,
 ]
 WITH_ENGINES_OF_THEIR_OWN = [
     cases.tensor_parallel,
+    sizes.two_sizes,
     cases.latent_attention,
     cases.preemptions,
+    hangs.hangs_of_two_ranks,
     cases.failed_loads,
     damages.partial_loads,
     damages.partial_loads_of_a_rank,
@@ -71,6 +85,7 @@ WITH_ENGINES_OF_THEIR_OWN = [
     identities.retrained_adapter,
     identities.random_hashes,
     identities.among_other_connectors,
+    several_connectors.two_caches,
     generations.updated_weights,
     generations.pause_with_the_same_weights,
     reporting.statistics,
@@ -79,9 +94,6 @@ WITH_ENGINES_OF_THEIR_OWN = [
     reporting.prompts_only,
     adapter_pairs.lora_pairs,
     embeddings.prompt_embeddings,
-    borders.chunk_borders,
-    sampling.parallel_samples,
-    sampling.ngram_speculation,
     streams.dropped_streams,
 ]
 
@@ -129,7 +141,10 @@ async def run(folder: Path, python: Path, only: list[str]) -> list[str]:
 
 
 async def _computed(proof: Proof) -> str:
-    await proof.plain.compute(proof.engines["plain"])
+    engine = proof.engines["plain"]
+    await proof.plain.compute(engine)
+    await sampling.compute(proof.plain, engine)
+    await borders.compute(proof.plain, engine)
     medians = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in proof.plain.first_seconds.items())
     return f"{len(proof.plain.answers)} prompts answered without a depot; TTFT: {medians}"
 

@@ -56,6 +56,7 @@ class Plain:
     answers: dict[Tokens, Answer] = field(default_factory=dict)
     first_seconds: dict[str, float] = field(default_factory=dict)
     chat: list[Tokens] = field(default_factory=list)
+    samples: tuple[Tokens, ...] = ()
 
     async def compute(self, engine: Engine) -> None:
         self.first_seconds["warm up"] = (await engine.generate(tokens_of(0, 300))).first_seconds

@@ -4,82 +4,88 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.e2e_vllm.cases import ALONE, GREEDY, GREEDY_TOKENS, Proof, together, whole_chunks
-from tests.e2e_vllm.engines import Answer
+from tests.e2e_vllm.cases import GREEDY, GREEDY_TOKENS, Plain, Proof, Tokens, together, tokens_of, whole_chunks
+from tests.e2e_vllm.engines import Engine
 from tests.e2e_vllm.reporting import metrics_of
 
 SAMPLES = 4
 SEEDED: dict[str, Any] = {"n": SAMPLES, "temperature": 1.0, "seed": 11}
-PROMPT = ALONE[0][:1000]
+SAMPLED = tokens_of(830, 600)
+SAMPLE_TOKENS = 200
+KNOWN_OF_SAMPLE = SAMPLE_TOKENS - 16  # tokens of a sample that come again as a prompt
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 KNOWN = GREEDY_TOKENS - 16  # tokens of an answer that come again as a prompt
 
 
-async def parallel_samples(proof: Proof) -> str:
-    """Four samples of one prompt are requests of their own, and each may load and store."""
-    async with proof.depot() as depot:
-        await depot.clear_cache()
-    async with proof.engine("samples-plain", None) as engine:
-        seeded = await engine.generate(PROMPT, 300, **SEEDED)
-        greedy = await engine.generate(PROMPT, 16, n=SAMPLES)
-        following = [PROMPT + tokens[:284] for tokens in seeded.samples]
-        after = await together(engine, following, 16)
-    assert len(set(seeded.samples)) == SAMPLES, "the samples are equal"
-    async with proof.engine("samples-A") as a, proof.engine("samples-B") as b:
-        computed = await a.generate(PROMPT, 300, **SEEDED)
-        await proof.until_quiet()
-        found = await b.generate(PROMPT, 300, **SEEDED)
-        await proof.until_quiet()
-        await proof.forget_locally(a, b)
-        found_greedy = await b.generate(PROMPT, 16, n=SAMPLES)
-        await proof.until_quiet()
-        await proof.forget_locally(a, b)
-        # Each of the samples has stored its own tokens.
-        continued = await together(b, following, 16)
-        await proof.until_quiet()
-        await proof.forget_locally(a, b)
-    _check(seeded, computed, [0] * SAMPLES)
-    _check(seeded, found, [whole_chunks(1000)] * SAMPLES)
-    _check(greedy, found_greedy, [whole_chunks(1000)] * SAMPLES)
-    assert [each.tokens for each in continued] == [each.tokens for each in after], "other tokens"
-    cached = [each.cached for each in continued]
-    assert cached == [whole_chunks(1284)] * SAMPLES, cached
-    count = sum(map(len, (*computed.samples, *found.samples, *found_greedy.samples))) + SAMPLES * 16
+async def compute(plain: Plain, engine: Engine) -> None:
+    """Compute the samples without a depot, and what follows each of them."""
+    plain.answers[SAMPLED] = await engine.generate(SAMPLED)
+    plain.samples = (await engine.generate(SAMPLED, SAMPLE_TOKENS, **SEEDED)).samples
+    for prompt in _following(plain):
+        plain.answers[prompt] = await engine.generate(prompt)
+
+
+def _following(plain: Plain) -> list[Tokens]:
+    return [SAMPLED + sample[:KNOWN_OF_SAMPLE] for sample in plain.samples]
+
+
+async def parallel_samples(proof: Proof, a: Engine, b: Engine) -> str:
+    """Four samples of one prompt are requests of their own. Each loads, and stores its own tokens."""
+    plain = proof.plain
+    assert len(set(plain.samples)) == SAMPLES, "the samples are equal"
+    computed = await a.generate(SAMPLED, SAMPLE_TOKENS, **SEEDED)
+    await proof.until_quiet()
+    await proof.forget_locally(a, b)
+    found = await b.generate(SAMPLED, SAMPLE_TOKENS, **SEEDED)
+    await proof.until_quiet()
+    await proof.forget_locally(a, b)
+    greedy = await b.generate(SAMPLED, 16, n=SAMPLES)
+    await proof.until_quiet()
+    await proof.forget_locally(a, b)
+    following = _following(plain)
+    continued = await together(b, following)
+    await proof.until_quiet()
+    await proof.forget_locally(b)
+    assert not (computed.error or found.error or greedy.error), (computed, found, greedy)
+    assert computed.samples == found.samples == plain.samples, "other tokens"
+    assert greedy.samples == (plain.answers[SAMPLED].tokens,) * SAMPLES, "other tokens"
+    same = plain.check(following, continued)
+    # A sample may find more in vLLM's own cache, where another one has computed it.
+    for answer in (found, greedy):
+        assert min(answer.cached_of_samples) >= whole_chunks(len(SAMPLED)), f"{answer.cached_of_samples} were cached"
+    cached = [answer.cached for answer in continued]
+    assert cached == [whole_chunks(len(prompt)) for prompt in following], f"{cached} were cached"
+    count = sum(len(sample) for answer in (computed, found, greedy) for sample in answer.samples)
     return (
-        f"cached {list(found.cached_of_samples)} of 1000 by the samples, {cached} behind them; {count} tokens identical"
+        f"cached {list(found.cached_of_samples)} of {len(SAMPLED)} by the samples of a seed, "
+        f"{list(greedy.cached_of_samples)} by greedy ones, {count} tokens identical; {cached} of {len(following[0])} "
+        f"with their own tokens, {same}"
     )
 
 
-def _check(plain: Answer, answer: Answer, least: list[int]) -> None:
-    """Check the tokens of all samples. A sample may find more than `least` in vLLM's own cache."""
-    assert not answer.error, answer.error
-    assert answer.samples == plain.samples, "other tokens"
-    cached = answer.cached_of_samples
-    assert all(has >= needs for has, needs in zip(cached, least, strict=True)), f"{cached} were cached"
-
-
-async def ngram_speculation(proof: Proof) -> str:
+async def ngram_speculation(proof: Proof, a: Engine, b: Engine) -> str:
     """An engine that drafts tokens stores no draft that it rejects, and shares with one that does not draft."""
     async with proof.depot() as depot:
         await depot.clear_cache()
     histories = [prompt + proof.plain.answers[prompt].tokens[:KNOWN] for prompt in GREEDY]
     rest = [proof.plain.answers[prompt].tokens[KNOWN:] for prompt in GREEDY]
-    async with proof.engine("ngram", speculative_config=NGRAM) as drafts, proof.engine("no-ngram") as other:
-        drafted = proof.plain.check(GREEDY, await together(drafts, GREEDY, GREEDY_TOKENS))
+    async with proof.engine("ngram", speculative_config=NGRAM) as drafts:
+        same = proof.plain.check(GREEDY, await together(drafts, GREEDY, GREEDY_TOKENS))
         await proof.until_quiet()
         found = await metrics_of(drafts)
         num_drafts = found["spec_decode_num_draft_tokens_total",]
         num_accepted = found["spec_decode_num_accepted_tokens_total",]
         assert 0 < num_accepted < num_drafts, f"{num_accepted} of {num_drafts} drafts were accepted"
         cached = []
-        for engine in (other, drafts):
+        for engine in (b, drafts):
             await proof.forget_locally(engine)
-            answers = await together(engine, histories, 16)
-            assert [each.tokens for each in answers] == rest, "other tokens"
-            cached.append([each.cached for each in answers])
+            answers = await together(engine, histories)
             await proof.until_quiet()
+            assert [answer.tokens for answer in answers] == rest, "other tokens"
+            cached.append([answer.cached for answer in answers])
+    await proof.until_attached(2)
     assert cached == [[whole_chunks(300 + KNOWN)] * len(GREEDY)] * 2, cached
     return (
-        f"{num_accepted:.0f} of {num_drafts:.0f} drafts accepted, {drafted}; cached {cached[0][0]} of {300 + KNOWN} "
-        f"with and without drafts, {2 * 16 * len(GREEDY)} tokens identical"
+        f"{num_accepted:.0f} of {num_drafts:.0f} drafts accepted, {same}; cached {cached[0][0]} of {300 + KNOWN} "
+        f"without drafts and with drafts, {2 * 16 * len(GREEDY)} tokens identical"
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from kvdepot.connector.commands import WorkerReport
+from kvdepot.connector.worker_results import WorkerResults
 from tests.clients.connector.workers import StartWorker, Worker, start_worker, store_command
 from tests.fakes.depot import FakeDepot
 from tests.fakes.waiting import eventually
@@ -60,3 +62,9 @@ async def test_attachment_is_reported_once(start_worker: StartWorker, depot: Fak
     assert report is not None
     assert report.chunk_sizes == {}
     assert report.wants_token_ids is None
+
+
+def test_worker_that_is_not_attached_says_so_in_its_first_step() -> None:
+    results = WorkerResults(worker_index=3)
+    assert results.take_report() == WorkerReport(chunk_sizes={3: 0}, wants_token_ids=False)
+    assert results.take_report() is None

@@ -40,6 +40,11 @@ class ChunkedLocalAttentionSpec(FullAttentionSpec):
 MIXED = SimpleNamespace(block_size=4, kv_cache_specs={"a": FullAttentionSpec(), "b": SlidingWindowSpec()})
 
 
+UNIFORM = SimpleNamespace(
+    block_size=4, kv_cache_specs={"a": FullAttentionSpec(num_kv_heads=4), "b": FullAttentionSpec(num_kv_heads=6)}
+)
+
+
 @dataclass(frozen=True)
 class MambaSpec:
     block_size: int = 16
@@ -110,6 +115,56 @@ def test_engines_that_would_get_wrong_kv_do_not_start(
 ) -> None:
     with pytest.raises(Unsupported, match=message):
         check_engine(vllm_config(**changes), KvCacheConfig(8, groups))
+
+
+@dataclass(frozen=True)
+class MLAAttentionSpec(FullAttentionSpec):
+    num_kv_heads: int = 1
+
+
+@pytest.mark.parametrize(
+    ("size", "spec", "message"),
+    [
+        (3, FullAttentionSpec(), "head_shards is 4, and must be a multiple of 3, the tensor-parallel size"),
+        (8, FullAttentionSpec(num_kv_heads=1), "head_shards is 4, but 8 workers share 6 KV heads"),
+        (
+            2,
+            FullAttentionSpec(num_kv_heads=3),
+            "group 0 of the KV cache has 6 KV heads, which can't be split into equal",
+        ),
+        (1, MLAAttentionSpec(), "engines of all sizes share latents without this setting"),
+        (1, FullAttentionSpec(num_kv_heads=4, num_head_slots=2), "a layout of the attention backend's own"),
+        (1, MambaSpec(), "group 0 of the KV cache is a MambaSpec, which has no KV heads"),
+        (1, UNIFORM, "group 0 of the KV cache has 6 KV heads"),
+    ],
+)
+def test_engine_whose_heads_can_not_be_split_into_shards_does_not_start(size: int, spec: Any, message: str) -> None:
+    config = vllm_config(parallel_config__tensor_parallel_size=size, model_config__get_total_num_kv_heads=lambda: 6)
+    groups = KvCacheConfig(8, [Group(["a"], spec)])
+    with pytest.raises(Unsupported, match=message):
+        check_engine(config, groups, 4)
+    if not isinstance(spec, MambaSpec):
+        check_engine(config, groups)  # without the setting it starts
+
+
+@pytest.mark.parametrize(("size", "num_heads"), [(1, 4), (2, 2), (4, 1), (1, 8), (4, 2)])
+def test_engine_whose_heads_can_be_split_into_shards_starts(size: int, num_heads: int) -> None:
+    config = vllm_config(
+        parallel_config__tensor_parallel_size=size, model_config__get_total_num_kv_heads=lambda: size * num_heads
+    )
+    for spec in (FullAttentionSpec, SlidingWindowSpec, ChunkedLocalAttentionSpec):
+        check_engine(config, KvCacheConfig(8, [Group(["a"], spec(num_kv_heads=num_heads))]), 4)
+
+
+def test_layer_with_fewer_heads_than_workers_is_found_among_others() -> None:
+    layers = SimpleNamespace(per_layer_overrides=[{}, {"total_num_kv_heads": 2}, {"head_size": 4}])
+    config = vllm_config(
+        parallel_config__tensor_parallel_size=4,
+        model_config__get_total_num_kv_heads=lambda: 8,
+        model_config__model_arch_config=layers,
+    )
+    with pytest.raises(Unsupported, match="head_shards is 8, but 4 workers share 2 KV heads"):
+        check_engine(config, FULL, 8)
 
 
 @pytest.mark.parametrize(

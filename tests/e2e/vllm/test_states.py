@@ -57,6 +57,7 @@ async def test_states_and_kv_come_back_in_other_blocks(
     for worker in (one, two):
         pages = worker.caches["attention"]
         pages.copy_(torch.rand(pages.shape, generator=generator))
+    facts: dict[str, Any] = {"request_id": "request", "session_id": "session", "traceparent": ""}
     stored = (GroupTable(absent_blocks=2, block_ids=[9]), GroupTable(absent_blocks=2, block_ids=[3]))
     one.connector.store(
         [
@@ -68,9 +69,7 @@ async def test_states_and_kv_come_back_in_other_blocks(
                 adapter="",
                 start_token=0,
                 tables=(*stored, GroupTable(absent_blocks=0, block_ids=[4, 20, 7])),
-                request_id="request",
-                session_id="session",
-                traceparent="",
+                **facts,
             )
         ]
     )
@@ -93,9 +92,7 @@ async def test_states_and_kv_come_back_in_other_blocks(
                 skip_tokens=0,
                 may_be_partial=False,
                 tables=(*loaded, GroupTable(absent_blocks=0, block_ids=[8, 11, 2])),
-                request_id="request",
-                session_id="session",
-                traceparent="",
+                **facts,
             )
         ]
     )

@@ -69,7 +69,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         self._config = ConnectorConfig.of(
             transfer.kv_connector_extra_config, os.environ, source="kv_connector_extra_config"
         )
-        check_engine(vllm_config, kv_cache_config)
+        check_engine(vllm_config, kv_cache_config, self._config.head_shards)
         parallel = vllm_config.parallel_config
         model_name = cache_identity(
             model_identity(

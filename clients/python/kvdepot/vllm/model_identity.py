@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from kvdepot.connector.identity import bounded_text
+from kvdepot.connector.identity import MAX_MODEL_BYTES, bounded_text
 from kvdepot.connector.model_weights import hub_name
 from kvdepot.vllm.groups import cache_groups
 from kvdepot.vllm.neutral_settings import (
@@ -26,7 +26,6 @@ from kvdepot.vllm.neutral_settings import (
 )
 from kvdepot.vllm.states import state_specs
 
-MAX_MODEL_BYTES = 512
 MAX_DEPTH = 16
 
 _IGNORED_KEYS = {"_name_or_path", "transformers_version", "_commit_hash"}

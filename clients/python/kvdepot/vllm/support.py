@@ -8,6 +8,7 @@ from typing import Any
 
 from kvdepot.connector.identity import MAX_HASH_SEED_BYTES, bounded_text
 from kvdepot.vllm.groups import cache_group, layer_specs
+from kvdepot.vllm.head_shards import head_faults
 from kvdepot.vllm.states import state_faults
 
 logger = logging.getLogger(__name__)
@@ -36,15 +37,16 @@ class Unsupported(ValueError):
     """The connector does not support the engine's configuration."""
 
 
-def check_engine(vllm_config: Any, kv_cache_config: Any) -> None:
+def check_engine(vllm_config: Any, kv_cache_config: Any, head_shards: int = 0) -> None:
     """Check that every block holds the KV of its own tokens only, or a state that is known to be right.
 
-    The error has all faults.
+    With `head_shards`, the heads must be divisible by it. The error has all faults.
 
     Raises: Unsupported.
     """
     faults = [*_parallelism(vllm_config), *_failure_policy(vllm_config), *_groups(kv_cache_config)]
     faults += state_faults(vllm_config, kv_cache_config)
+    faults += head_faults(vllm_config, kv_cache_config, head_shards)
     if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
         faults.append("calculate_kv_scales makes KV that only this engine can read")
     if faults:
