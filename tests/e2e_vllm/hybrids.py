@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import statistics
 from collections import Counter
 from typing import Any
@@ -19,7 +21,7 @@ from tests.e2e_vllm.cases import (
     together,
     tokens_of,
 )
-from tests.e2e_vllm.engines import Engine
+from tests.e2e_vllm.engines import PATHS, QUIET, Engine
 
 STATE_TOKENS = 128  # vLLM makes a block so large that a page of attention holds a state
 JUST_BEHIND = [tokens_of(700 + number, number * STATE_TOKENS + 1) for number in (1, 8, 13)]  # the state gives the token
@@ -59,6 +61,23 @@ async def short_convolutions(proof: Proof) -> str:
         await _plain(short, engine)
     async with short.engine("convolutions-A") as a, short.engine("convolutions-B") as b:
         return await _found(short, a, b)
+
+
+async def hashed_states(proof: Proof) -> str:
+    """vLLM's scheduler and the connector with a model that is a hash: each state that a step reads is compared."""
+    found = []
+    model = hybrid_models.write(proof.folder / "model-hashed", proof.python, hybrid_models.GATED_DELTA_NETS)
+    for seed, is_async in (("7", "0"), ("8", "1")):
+        process = await asyncio.create_subprocess_exec(
+            *(proof.python, "-m", "tests.e2e_vllm.hashed_runs", model, proof.server.address, seed, is_async),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **QUIET, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING"},
+        )
+        output, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()[-2000:]
+        found.append(output.decode().strip().splitlines()[-1])
+    return f"{found[0]}; with asynchronous scheduling {found[1]}"
 
 
 def _proof(proof: Proof, name: str, config: dict[str, Any]) -> Proof:
