@@ -13,6 +13,7 @@ import uvloop
 from benchmarks import (
     checksums,
     connector,
+    head_shards,
     holds,
     index,
     inline,
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, tuple[str, ModuleType]] = {
     "keys": ("Chunk keys", keys),
     "index": ("The index", index),
     "connector": ("vLLM's connector", connector),
+    "head_shards": ("Shards of heads of the connector", head_shards),
     "sglang": ("SGLang's backend", sglang),
     "startup": ("Start", startup),
     "tiers": ("Each tier beside its bare client", tiers),

@@ -20,7 +20,7 @@ from kvdepot.cli.processes import child
 from telemetry.bus import EventBus
 from telemetry.events import ChunksEvicted, ChunksStored
 from telemetry.kv_events.batches import Batches
-from telemetry.kv_events.hashes import pack
+from telemetry.kv_events.hashes import array, encode_hashes, encode_tokens
 from telemetry.kv_events.named_chunk import Medium, NamedChunk
 from telemetry.kv_events.names import Names
 from telemetry.kv_events.publisher import KvEventPublisher
@@ -128,13 +128,14 @@ async def _rate(seed: int) -> tuple[float, float]:
 
 def _chunk(seed: int, number: int) -> NamedChunk:
     hashes = [f"{seed:8}{number:16}{block:8}".encode() for block in range(BLOCKS_PER_CHUNK)]
+    tokens = np.arange(number, number + BLOCKS_PER_CHUNK * BLOCK_TOKENS, dtype=np.uint32)
     return NamedChunk(
         name=b"%d %d" % (seed, number),
         topic=b"kv@pod@model",
         parent_name=b"",
         parent_hash=None,
-        block_hashes=pack(hashes, as_ints=True),
-        token_ids=np.arange(number, number + BLOCKS_PER_CHUNK * BLOCK_TOKENS, dtype="<u4").tobytes(),
+        block_hashes=array(BLOCKS_PER_CHUNK, encode_hashes(hashes, as_ints=True)),
+        token_ids=array(len(tokens), encode_tokens(tokens)),
         block_size=BLOCK_TOKENS,
         num_blocks=BLOCKS_PER_CHUNK,
         adapter="",

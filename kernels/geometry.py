@@ -32,6 +32,8 @@ class Group:
     The byte at (plane p, block b, token t, head h) is at
     `p.offset_bytes + b*block_stride_bytes + t*token_stride_bytes + h*head_stride_bytes`, and `head_bytes` bytes are
     contiguous from there. The stride of a dimension of size 1 is ignored.
+
+    A group that `holds_state` has in each block the state after all tokens up to the block's end.
     """
 
     num_layers: int
@@ -44,6 +46,7 @@ class Group:
     token_stride_bytes: int
     head_stride_bytes: int
     planes: tuple[Plane, ...]
+    holds_state: bool = False
 
     @property
     def token_bytes(self) -> int:

@@ -142,6 +142,7 @@ class Server:
             lambda: self.memory.populated_bytes,
             self._log_levels,
             self.sizing,
+            self._kv_events,
         )
         self._vitals = Vitals()
         self.draining = Draining(self.depots, self._admission, self._health, self._vitals, self._attacher)

@@ -46,6 +46,7 @@ class MissReason(StrEnum):
     TIER_FAILED = "tier failed"
     TIER_SLOWER_THAN_PREFILL = "tier slower than prefill"
     NO_SLOT = "no slot"
+    NO_STATE = "no state"
 
 
 class RefusalReason(StrEnum):

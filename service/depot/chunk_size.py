@@ -13,6 +13,7 @@ from service.l1.keys import MAX_CHUNK_SIZE
 def chunk_size_for(groups: Sequence[Group], wanted: int, usual: int) -> int:
     """Return the tokens of a chunk of these groups: `wanted`, or if that is 0, the multiple next to `usual`.
 
+    With states it is the least common multiple, because a match may end with any state that ends a chunk.
     Each group's `block_size` divides it. Of two multiples as near as each other it is the smaller one. It does not
     depend on other attachments, so engines with the same blocks always have the same chunk size.
 
@@ -30,5 +31,7 @@ def chunk_size_for(groups: Sequence[Group], wanted: int, usual: int) -> int:
         )
     if wanted:
         return wanted
+    if any(group.holds_state for group in groups):
+        return step
     below = usual // step * step
     return below if below > 0 and usual - below <= below + step - usual else below + step

@@ -11,6 +11,7 @@ from service.depot.depot import Depot
 from service.depot.instances import Attachment, Instance
 from service.depot.match import miss_at, miss_of_all
 from service.depot.slices import Pace
+from service.depot.states import has_state, no_state
 from service.depot.stored_identities import StoredIdentity
 from service.depot.tier_search import tokens_in_tiers
 from service.depot.values import Miss
@@ -111,6 +112,8 @@ async def _walk(
     walks = zip(*(chunk_keys(namespace, prefix, chunk_size) for namespace in namespaces), strict=True)
     # No chunk matches while a rank is not attached. The attached ranks are explained all the same, at the first chunk.
     is_over = explanation.miss is not None
+    num_usable = 0  # chunks of a match that ends with a state
+    behind: tuple[Sequence[ChunkKey], Sequence[Chunk | None]] | None = None  # the first chunk that is not usable
     for position, keys in enumerate(walks):
         if position % positions_per_step == 0 and pace.is_over():
             await pace.next()
@@ -122,6 +125,10 @@ async def _walk(
             explanation.num_unreachable += all(resident) and explanation.instance.complete
         elif all(resident):
             explanation.num_matched += 1
+            if all(chunk is not None and has_state(each, chunk) for each, chunk in zip(attached, found, strict=True)):
+                num_usable, behind = explanation.num_matched, None
+            else:
+                behind = behind or (keys, found)
             _note_absent(explained, found, position * chunk_size)
         else:
             is_over = True
@@ -130,6 +137,12 @@ async def _walk(
         if is_over and explained[0].state is None:
             for rank, key, chunk in zip(explained, keys, found, strict=True):
                 _note_chunk(depot, rank, key, chunk)
+    if behind is not None:
+        explanation.num_unreachable += explanation.num_matched - num_usable
+        explanation.num_matched = num_usable
+        explanation.miss = no_state(num_usable * chunk_size)
+        for rank, key, chunk in zip(explained, *behind, strict=True):
+            _note_chunk(depot, rank, key, chunk)
 
 
 def _note_absent(ranks: Sequence[RankExplanation], chunks: Iterable[Chunk | None], start_token: int) -> None:

@@ -115,6 +115,11 @@ class Attachment:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     transfers: set[Transfer] = field(default_factory=set)
 
+    state_groups: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state_groups = tuple(number for number, group in enumerate(self.groups) if group.holds_state)
+
     @property
     def chunk_size(self) -> int:
         """The tokens of a chunk."""
@@ -150,6 +155,11 @@ class Instance:
     def complete(self) -> bool:
         """Whether every rank is attached."""
         return len(self.ranks) == self.world_size
+
+    @property
+    def has_states(self) -> bool:
+        """Whether a rank has a group that holds states."""
+        return any(attachment.state_groups for attachment in self.ranks.values())
 
     def require_rank(self, rank: int) -> Attachment:
         """Return the attachment of a rank.

@@ -15,6 +15,7 @@ from service.depot.match import Match, match_prefix
 from service.depot.operation import Operation
 from service.depot.recording import LookedUp
 from service.depot.sessions import Session
+from service.depot.states import end_with_state
 from service.depot.tier_search import extend
 from service.depot.trace_context import traceparent
 from service.depot.values import LookupAnswer, LookupRequest, Miss
@@ -97,6 +98,7 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
     num_tries = 0
     while True:
         match = await match_prefix(depot, request.instance_id, request.prefix)
+        instance = depot.instances.require(request.instance_id)
         left_seconds = deadline - time.monotonic()
         if match.pending_writes and left_seconds > 0:
             match.unpin(depot)
@@ -104,6 +106,7 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
             continue
         num_tries += 1
         if not depot.tiers or match.pending_writes or num_tries > MAX_TRIES:
+            end_with_state(depot, instance, match)
             return match
         try:
             if await extend(
@@ -114,11 +117,24 @@ async def _match(depot: Depot, request: LookupRequest) -> Match:
                 longest_wait_seconds=longest_wait or math.inf,
                 prefill_rate=request.prefill_tokens_per_second,
             ):
-                return match
+                instance = depot.instances.require(request.instance_id)
+                left_seconds = deadline - time.monotonic()
+                if not (instance.has_states and match.from_l2 and left_seconds > 0):
+                    end_with_state(depot, instance, match)
+                    return match
+                await _loaded(match, left_seconds)  # what states they have is known then
         except BaseException:
             match.unpin(depot)
             raise
         match.unpin(depot)
+
+
+async def _loaded(match: Match, timeout_seconds: float) -> None:
+    """Wait until the chunks of a match that are on their way from tiers have come, or will not."""
+    chunks = (chunk for chunks in match.chunks_by_rank for chunk in chunks)
+    loading = [chunk.pending_write.done for chunk in chunks if chunk.is_loading and chunk.pending_write is not None]
+    if loading:
+        await asyncio.wait(loading, timeout=timeout_seconds)
 
 
 def _record(depot: Depot, request: LookupRequest, session: Session, request_before: int) -> None:

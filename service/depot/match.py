@@ -67,6 +67,19 @@ class Match:
         chunks_by_rank, self.chunks_by_rank = self.chunks_by_rank, [[]]
         return chunks_by_rank
 
+    def cut(self, num_chunks: int) -> list[list[Chunk]]:
+        """Make the match `num_chunks` long. Return the other chunks by rank to a caller that takes over their pins."""
+        left_out = [chunks[num_chunks:] for chunks in self.chunks_by_rank]
+        self.chunks_by_rank = [chunks[:num_chunks] for chunks in self.chunks_by_rank]
+        self.from_l2 = {position for position in self.from_l2 if position < num_chunks}
+        self.idle_since = [
+            chunk.release_time
+            for chunks in self.chunks_by_rank
+            for chunk in chunks
+            if chunk.num_pins == 1 and chunk.pending_write is None
+        ]
+        return left_out
+
     def name(self, depot: Depot, instance: Instance, prefix: Prefix) -> None:
         """Name the chunks that have no name yet. This may end after the call."""
         if depot.namer is None or not self.num_chunks:

@@ -136,7 +136,7 @@ def unknown_identity(nearest: list[str]) -> str:
 
 def group_facts(groups: tuple[Group, ...]) -> tuple[object, ...]:
     """Return all that may differ in the groups of two ranks, for chunks."""
-    named = ((group.dtype, group.num_layers, group.num_heads, group.head_bytes) for group in groups)
+    named = ((group.dtype, group.num_layers, group.num_heads, group.head_bytes, group.holds_state) for group in groups)
     kinds = (frozenset(plane.kind for plane in group.planes) for group in groups)
     return (len(groups), *chain(*named), *kinds)
 
@@ -146,7 +146,7 @@ def _of_groups(stored: tuple[Group, ...], here: tuple[Group, ...]) -> Iterator[s
         yield f"the number of groups is {len(stored)}, here {len(here)}"
         return
     for number, (group, other) in enumerate(zip(stored, here, strict=True)):
-        for name in ("dtype", "num_layers", "num_heads", "head_bytes"):
+        for name in ("dtype", "num_layers", "num_heads", "head_bytes", "holds_state"):
             if getattr(group, name) != getattr(other, name):
                 yield f"groups[{number}].{name} is {getattr(group, name)!r}, here {getattr(other, name)!r}"
         if (kinds := _kinds(group)) != (other_kinds := _kinds(other)):

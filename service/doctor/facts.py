@@ -151,6 +151,16 @@ class AddressFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BindError:
+    """Why an address of the setting can't be bound. `is_in_use`: because another socket has it."""
+
+    setting: str
+    address: str
+    error: str
+    is_in_use: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts:
     """The GPUs. `driver` is the version line of NVIDIA's kernel module, empty without one.
 
@@ -177,7 +187,10 @@ class CertificateFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All facts. `kv_events_module` is the name of a module that KV events need and that is missing."""
+    """All facts. `kv_events_module` is the name of a module that KV events need and that is missing.
+
+    `kv_events_bind_errors` has one for each of their addresses that can't be bound.
+    """
 
     memory: MemoryFacts
     shared_memory: SharedMemoryFacts
@@ -195,6 +208,7 @@ class Facts:
     tenants_error: str | None
     subscriber_errors: tuple[str, ...]
     kv_events_module: str | None
+    kv_events_bind_errors: tuple[BindError, ...] = ()
 
     @property
     def depot_is_running(self) -> bool:

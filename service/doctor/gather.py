@@ -17,7 +17,7 @@ from kvdepot.memory.available import CGROUP_MEMBERSHIP, CGROUP_ROOT, control_gro
 from service.access.certificates import BadCertificate, read_certificate
 from service.access.tenants import TenantLimits
 from service.access.tenants_file import BadTenants, read_tenants
-from service.doctor import addresses, l1_files, tiers
+from service.doctor import addresses, kv_events, l1_files, tiers
 from service.doctor.facts import CertificateFacts, Facts, GpuFacts, MemoryFacts, ProcessFacts, SharedMemoryFacts
 from service.kv_events.setup import MISSING_PACKAGE
 from service.l1.arena import huge_page_error
@@ -50,6 +50,7 @@ def gather(settings: Settings, environment: Mapping[str, str]) -> Facts:
         tenants_error=_tenants_error(settings) if settings.tenants else None,
         subscriber_errors=tuple(filter(None, map(_subscriber_error, settings.subscriber))),
         kv_events_module=MISSING_PACKAGE,
+        kv_events_bind_errors=kv_events.bind_errors(settings),
     )
 
 

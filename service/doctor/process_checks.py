@@ -61,11 +61,19 @@ def streaming_copy(facts: Facts, settings: Settings) -> Finding:
 
 
 def kv_events(facts: Facts, settings: Settings) -> Finding:
-    """Check whether the packages of KV events are installed."""
+    """Check whether the packages of KV events are installed, and whether their addresses can be bound."""
     if not settings.kv_events:
         return not_applicable("none are published")
     if facts.kv_events_module is not None:
         return failure(f"there is no module {facts.kv_events_module}", INSTALL)
+    for each in facts.kv_events_bind_errors:
+        if not each.is_in_use:
+            return failure(f"{each.address}: {each.error}", f"set {each.setting} to an address that this user can bind")
+        if not facts.depot_is_running:
+            return failure(
+                f"another process has {each.address}",
+                f"stop it (ss -lptn), or set {each.setting} to another port: vLLM's own events take 5557, too",
+            )
     return ok(f"on {settings.kv_events}: whoever can reach it reads token ids")
 
 

@@ -1,20 +1,21 @@
 """Names chunks by the blocks of the engine that stored them.
 
-If the engine gave hashes, a block has the hash that the engine gave. If it gave token ids, the hash of a block is
-`blake3(key of the chunk before || tokens of the chunk up to the end of the block)`. So the hash of a chunk's last block
-is the chunk's own key, and chunks whose blocks have other sizes continue each other. If it gave both, and its blocks
-are shorter than those it gave hashes of, the blocks in between have hashes of the same kind, from the hash before them.
+If the engine gave hashes, a block has the hash that the engine gave. If it gave token ids, the last block of a chunk
+has the chunk's own key as its hash. So chunks whose blocks have other sizes continue each other. The blocks before it
+have the key as well, but for its last 8 bytes: these are the output of `blake3(key)`, in order. If the engine gave
+both, and its blocks are shorter than those it gave hashes of, the blocks in between are named alike, by the hash after
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from blake3 import blake3
 
 from service.depot.naming import Prompt
 from service.l1.keys import ChunkKey
-from telemetry.kv_events.hashes import pack
+from telemetry.kv_events.hashes import INT_BYTES, array, encode_hashes, encode_tokens
 from telemetry.kv_events.named_chunk import NamedChunk
 from telemetry.kv_events.names import Names
 from telemetry.kv_events.topics import Topics
@@ -47,29 +48,28 @@ class Namer:
         prefix = prompt.prefix
         topic = self._topics.topic(prompt.model_name, prompt.tenant)
         start = position * prompt.chunk_size
-        token_ids = prefix.token_ids[start : start + prompt.chunk_size].astype("<u4", copy=False).tobytes()
+        tokens = prefix.token_ids[start : start + prompt.chunk_size]
         if prefix.hash_block_size:
             per_chunk = prompt.chunk_size // prefix.hash_block_size
             given = prefix.block_hashes[position * per_chunk : (position + 1) * per_chunk]
             before = prefix.block_hashes[position * per_chunk - 1] if position else None
             head = b"#".join((topic, str(prompt.chunk_size).encode(), b""))
             name, parent_name = head + given[-1], head + before if before is not None else b""
-            block_size = _block_size(prompt.block_size, prefix.hash_block_size) if token_ids else prefix.hash_block_size
-            hashes = list(given)
-            if block_size < prefix.hash_block_size:
-                hashes = _with_hashes_between(given, before or b"", token_ids, prefix.hash_block_size, block_size)
+            block_size = prefix.hash_block_size
+            if len(tokens):
+                block_size = _block_size(prompt.block_size, prefix.hash_block_size)
+            hashes = [each for own in given for each in _ending_with(own, prefix.hash_block_size // block_size)]
         else:
             name, parent_name, before = key, key_before or b"", key_before
             block_size = _block_size(prompt.block_size, prompt.chunk_size)
-            seed = key_before if key_before is not None else prompt.namespace
-            hashes = list(_chained(seed, token_ids, block_size))
+            hashes = _ending_with(key, prompt.chunk_size // block_size)
         chunk = NamedChunk(
             name=name,
             topic=topic,
             parent_name=parent_name,
-            parent_hash=pack([before], as_ints=self._as_ints) if before is not None else None,
-            block_hashes=pack(hashes, as_ints=self._as_ints),
-            token_ids=token_ids,
+            parent_hash=encode_hashes([before], as_ints=self._as_ints) if before is not None else None,
+            block_hashes=array(len(hashes), encode_hashes(hashes, as_ints=self._as_ints)),
+            token_ids=array(len(tokens), encode_tokens(tokens)) if len(tokens) else b"",
             block_size=block_size,
             num_blocks=len(hashes),
             adapter=prefix.adapter,
@@ -83,20 +83,9 @@ def _block_size(block_size: int, num_tokens: int) -> int:
     return block_size if block_size and num_tokens % block_size == 0 else num_tokens
 
 
-def _chained(seed: bytes, token_ids: bytes, block_size: int) -> Iterable[bytes]:
-    hasher = blake3(seed)
-    for start in range(0, len(token_ids), 4 * block_size):
-        hasher.update(token_ids[start : start + 4 * block_size])
-        yield hasher.digest()
-
-
-def _with_hashes_between(
-    given: Sequence[bytes], before: bytes, token_ids: bytes, hash_block_size: int, block_size: int
-) -> list[bytes]:
-    hashes: list[bytes] = []
-    for number, own in enumerate(given):
-        start = 4 * number * hash_block_size
-        chained = list(_chained(before, token_ids[start : start + 4 * hash_block_size], block_size))
-        hashes += [*chained[:-1], own]
-        before = own
-    return hashes
+def _ending_with(own: bytes, num_blocks: int) -> list[bytes]:
+    """Return the hashes of blocks, of which the last one has its own."""
+    if num_blocks == 1:
+        return [own]
+    head, tails = own[:-INT_BYTES], blake3(own).digest(length=INT_BYTES * (num_blocks - 1))
+    return [*[head + tails[first : first + INT_BYTES] for first in range(0, len(tails), INT_BYTES)], own]

@@ -10,7 +10,7 @@ model with different layouts share chunks. A key is computed from the tokens of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NewType
 
@@ -28,6 +28,8 @@ CHUNK_FORMAT = 1
 
 MAX_CHUNK_SIZE = 1 << 20
 """Tokens of a chunk, at most."""
+
+_STATES = "states"  # in front of the numbers of the groups that hold states; models without them have no such field
 
 NUM_NAMESPACES_KEPT = 1_024
 CHUNKS_PER_COPY = 64  # of tokens; a limit, so that the first key of a long prompt costs no more than others
@@ -84,6 +86,8 @@ class RankIdentity:
             kinds = sorted({plane.kind for plane in group.planes})
             sizes = [group.num_layers, group.num_heads, group.head_bytes]
             geometry += [*map(_encode, sizes), _encode(group.dtype), _encode(len(kinds)), *map(_encode, kinds)]
+        if states := [number for number, group in enumerate(groups) if group.holds_state]:
+            geometry += [_encode(_STATES), _encode(len(states)), *map(_encode, states)]
         if tenant:
             geometry += [_encode("tenant"), _encode(tenant)]
         head: list[str | int] = [CHUNK_FORMAT, cache_epoch, model_name, model_revision, world_size, rank]
@@ -106,9 +110,14 @@ def groups_of(geometry: bytes) -> tuple[Group, ...]:
     """
     fields = _fields(geometry)
     try:
-        return tuple([_group_of(fields) for _ in range(_number(next(fields, b"")))])
-    except StopIteration:
+        groups = [_group_of(fields) for _ in range(_number(next(fields, b"")))]
+        if next(fields, b"") == _STATES.encode():
+            for _ in range(_number(next(fields))):
+                number = _number(next(fields))
+                groups[number] = replace(groups[number], holds_state=True)
+    except (StopIteration, IndexError):
         raise ValueError("the geometry is cut off") from None
+    return tuple(groups)
 
 
 def _group_of(fields: Iterator[bytes]) -> Group:

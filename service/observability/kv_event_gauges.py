@@ -15,6 +15,7 @@ def read_kv_events(kv_events: KvEvents) -> Scalars:
         definitions.EVENTS: dict(publisher.batches.num_events.items()),
         definitions.RETOLD: {(reason,): number for reason, number in publisher.num_retold.items()},
         definitions.REPLAYS: {(outcome,): number for outcome, number in sockets.num_replays.items()},
+        definitions.SUBSCRIPTIONS: {(): sockets.num_subscriptions},
         definitions.CHUNKS: {(): len(names)},
         definitions.MEMORY: {(): names.num_bytes},
         definitions.REPLAY_MEMORY: {(): kv_events.ring.num_bytes},

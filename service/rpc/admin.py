@@ -12,9 +12,11 @@ from kvdepot.version import __version__
 from service.depot.depot import Depot
 from service.depot.instances import Instance
 from service.depot.tenant_depots import TenantDepots
+from service.kv_events.setup import KvEvents
 from service.process.log_levels import LogLevels
 from service.rpc import encode
 from service.rpc.hit_curve import hit_curve
+from service.rpc.kv_events import kv_events_status
 from service.rpc.log_level import logger_levels, set_log_level
 from service.rpc.tiers import tier_statuses
 from service.sizing.report import Sizing
@@ -32,6 +34,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         populated_bytes: Callable[[], int],
         log_levels: LogLevels,
         sizing: Sizing,
+        kv_events: KvEvents | None,
     ) -> None:
         self._depots = depots
         self._bus = bus
@@ -39,6 +42,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self._populated_bytes = populated_bytes
         self._log_levels = log_levels
         self._sizing = sizing
+        self._kv_events = kv_events
         self._start_time = time.time()
         self._start = time.monotonic()
 
@@ -63,6 +67,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             num_pins=sum(len(depot.pins) for depot in depots),
             pinned_bytes=depots.pin_bounds.bytes_by_tenant.total(),
             hits=self._hits(),
+            kv_events=kv_events_status(self._kv_events),
         )
 
     async def ListInstances(

@@ -98,6 +98,7 @@ def _group(wrong: Violations, field: str, message: cache_pb2.KvGroup) -> Group:
         token_stride_bytes=message.token_stride_bytes,
         head_stride_bytes=message.head_stride_bytes,
         planes=tuple(planes),
+        holds_state=message.holds_state,
     )
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from telemetry.kv_events.hashes import PackedHashes
 from telemetry.kv_events.named_chunk import MEDIUM_NAMES, EventType, Medium, NamedChunk
 
 if TYPE_CHECKING:  # it needs a package that a depot without KV events may lack
@@ -54,7 +53,7 @@ class Batches:
         self._add(chunk.topic, self._wire.stored(chunk, medium))
         self.num_events[EventType.STORED, MEDIUM_NAMES[medium]] += 1
 
-    def removed(self, topic: bytes, block_hashes: PackedHashes, medium: Medium) -> None:
+    def removed(self, topic: bytes, block_hashes: bytes, medium: Medium) -> None:
         """Add the event that blocks left a medium."""
         self._add(topic, self._wire.removed(block_hashes, medium))
         self.num_events[EventType.REMOVED, MEDIUM_NAMES[medium]] += 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-from telemetry.kv_events.hashes import PackedHashes
-
 
 class Medium(IntEnum):
     """Where chunks are, from fast to slow. A reader sees the names of `MEDIUM_NAMES`."""
@@ -36,17 +34,18 @@ class NamedChunk:
     """One chunk of a prompt. All ranks of an instance have it under keys of their own.
 
     `name` is unique, `parent_name` is that of the chunk before it; empty: it is the first one of its prompt.
-    `token_ids` are little-endian uint32; empty: the engine gave none. `holders[family][rank]` is the key of a rank's
-    chunk, None as long as it is not known. A family is the instances that share chunks. `told` has the media that
-    readers were told, in the picture of the number `generation`. `replaced_hashes` are those that readers were told
-    before the chunk got better names.
+    `parent_hash` is an encoded hash, `block_hashes` and `token_ids` are encoded arrays, as readers get them: see
+    `hashes`. `token_ids` are empty if the engine gave none. `holders[family][rank]` is the key of a rank's chunk, None
+    as long as it is not known. A family is the instances that share chunks. `told` has the media that readers were
+    told, in the picture of the number `generation`. `replaced_hashes` are those that readers were told before the chunk
+    got better names.
     """
 
     name: bytes
     topic: bytes
     parent_name: bytes
-    parent_hash: PackedHashes | None
-    block_hashes: PackedHashes
+    parent_hash: bytes | None
+    block_hashes: bytes
     token_ids: bytes
     block_size: int
     num_blocks: int
@@ -57,13 +56,10 @@ class NamedChunk:
     generation: int = 0
     has_expired: bool = False
     is_forgotten: bool = False
-    replaced_hashes: PackedHashes | None = None
+    replaced_hashes: bytes | None = None
 
     @property
     def num_bytes(self) -> int:
         """The memory that it takes, about."""
-        hashes = len(self.block_hashes)
-        if isinstance(self.block_hashes, tuple):
-            hashes *= 80
-        keys = sum(len(keys) for keys in self.holders.values())
-        return 700 + hashes + len(self.token_ids) + 160 * keys + 250 * len(self.holders)
+        keys = sum(map(len, self.holders.values()))
+        return 700 + len(self.block_hashes) + len(self.token_ids) + 160 * keys + 250 * len(self.holders)

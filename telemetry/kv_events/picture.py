@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from telemetry.kv_events.hashes import PackedHashes
 from telemetry.kv_events.named_chunk import ALL_MEDIA, MEDIUM_NAMES, PENDING, Medium, NamedChunk
 from telemetry.kv_events.names import Names
 
@@ -23,7 +22,7 @@ class Outbox(Protocol):
     def stored(self, chunk: NamedChunk, medium: Medium) -> None:
         """Take the event that a chunk's blocks are in a medium."""
 
-    def removed(self, topic: bytes, block_hashes: PackedHashes, medium: Medium) -> None:
+    def removed(self, topic: bytes, block_hashes: bytes, medium: Medium) -> None:
         """Take the event that blocks left a medium."""
 
     def cleared(self) -> None:

@@ -27,6 +27,9 @@ from telemetry.kv_events.picture import MediaOf, Picture
 logger = logging.getLogger(__name__)
 
 SLICE_SECONDS = 0.0005
+COALESCING_SECONDS = 0.005
+"""From a change until it is told. The bus tells of a chunk two milliseconds after its name is known: one look is enough
+for both."""
 FAILURE_SECONDS = 10.0
 MIN_RETELL_SECONDS = 2.0
 """Between two times that all is told again. Readers can ask for it, and it must not keep the depot busy."""
@@ -114,6 +117,7 @@ class KvEventPublisher(Subscriber):
         loop = asyncio.get_running_loop()
         while True:
             await self._woken.wait()
+            await asyncio.sleep(COALESCING_SECONDS)
             self._woken.clear()
             try:
                 await self._advance_all()

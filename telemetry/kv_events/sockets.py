@@ -35,7 +35,8 @@ class Sockets:
     """Sends batches and keeps them in a ring. `address` and `replay_address` have the chosen ports.
 
     A reader that has `max_waiting_batches` waiting loses batches. `on_reader` is called on the event loop when a reader
-    subscribes, or asks for more than the ring has. All methods are for the event loop. The constructor binds.
+    subscribes, or asks for more than the ring has. `num_subscriptions` counts those of connected readers. All methods
+    are for the event loop. The constructor binds.
 
     Raises: CannotPublish.
     """
@@ -43,6 +44,7 @@ class Sockets:
     def __init__(self, address: str, replay_address: str, ring: Ring, *, max_waiting_batches: int) -> None:
         self.num_replays = Counter({"whole": 0, "too old": 0, "abandoned": 0})
         self.num_bad_requests = 0
+        self.num_subscriptions = 0
         self._ring = ring
         self._on_reader: Callable[[], None] = lambda: None
         self._context = zmq.Context()
@@ -52,7 +54,7 @@ class Sockets:
         try:
             # An XPUB socket is a PUB socket that says who subscribes.
             self._publisher, self.address = self._bind(zmq.XPUB, address, max_waiting_batches)
-            self._publisher.setsockopt(zmq.XPUB_VERBOSE, 1)
+            self._publisher.setsockopt(zmq.XPUB_VERBOSER, 1)  # says it of each reader, and of its end
             self._router: zmq.Socket[bytes] | None = None
             self.replay_address = ""
             if replay_address:
@@ -122,7 +124,10 @@ class Sockets:
     def _take_subscriptions(self) -> None:
         has_subscribed = False
         while int(self._publisher.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            has_subscribed |= self._publisher.recv(zmq.NOBLOCK)[:1] == b"\x01"
+            is_subscription = self._publisher.recv(zmq.NOBLOCK)[:1] == b"\x01"
+            has_subscribed |= is_subscription
+            # A reader may end a subscription that it does not have.
+            self.num_subscriptions = max(0, self.num_subscriptions + (1 if is_subscription else -1))
         if has_subscribed:
             self._on_reader()
 

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from telemetry.kv_events.hashes import PackedHashes, unpack
 from telemetry.kv_events.named_chunk import MEDIUM_NAMES, EventType, Medium, NamedChunk
 
 END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
@@ -29,9 +27,9 @@ class Wire:
         """Encode that the blocks of a chunk are in a medium. The last block of the chunk before it is their parent."""
         event: dict[str, Any] = {
             "type": EventType.STORED.value,
-            "block_hashes": unpack(chunk.block_hashes),
-            "parent_block_hash": None if chunk.parent_hash is None else unpack(chunk.parent_hash)[0],
-            "token_ids": np.frombuffer(chunk.token_ids, dtype="<u4").tolist(),
+            "block_hashes": msgspec.Raw(chunk.block_hashes),
+            "parent_block_hash": None if chunk.parent_hash is None else msgspec.Raw(chunk.parent_hash),
+            "token_ids": msgspec.Raw(chunk.token_ids) if chunk.token_ids else (),
             "block_size": chunk.block_size,
             "lora_id": None,
             "medium": MEDIUM_NAMES[medium],
@@ -41,11 +39,11 @@ class Wire:
             event["extra_keys"] = _extra_keys(chunk)
         return self._event(event)
 
-    def removed(self, block_hashes: PackedHashes, medium: Medium) -> bytes:
+    def removed(self, block_hashes: bytes, medium: Medium) -> bytes:
         """Encode that blocks left a medium."""
         event = {
             "type": EventType.REMOVED.value,
-            "block_hashes": unpack(block_hashes),
+            "block_hashes": msgspec.Raw(block_hashes),
             "medium": MEDIUM_NAMES[medium],
         }
         return self._event(event)

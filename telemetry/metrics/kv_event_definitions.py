@@ -25,6 +25,7 @@ RETOLD = counter(
     "kvdepot.kv_events.retold", "{time}", "Times that readers had to forget all blocks and were told all again.", REASON
 )
 REPLAYS = counter("kvdepot.kv_events.replays", "{request}", "Requests of readers for batches that they lost.", OUTCOME)
+SUBSCRIPTIONS = gauge("kvdepot.kv_events.subscriptions", "{subscription}", "Subscriptions of connected readers.")
 CHUNKS = gauge("kvdepot.kv_events.chunks", "{chunk}", "Chunks whose blocks KV events can name.")
 MEMORY = gauge("kvdepot.kv_events.memory", "By", "Memory of the hashes and tokens of these blocks.")
 REPLAY_MEMORY = gauge("kvdepot.kv_events.replay_memory", "By", "Bytes of the batches that can be replayed.")
@@ -34,4 +35,14 @@ EXPIRED = counter(
     "Chunks whose blocks readers had to forget because kv_events_memory was used up.",
 )
 
-KV_EVENT_METRICS: tuple[Metric, ...] = (BATCHES, EVENTS, RETOLD, REPLAYS, CHUNKS, MEMORY, REPLAY_MEMORY, EXPIRED)
+KV_EVENT_METRICS: tuple[Metric, ...] = (
+    BATCHES,
+    EVENTS,
+    RETOLD,
+    REPLAYS,
+    SUBSCRIPTIONS,
+    CHUNKS,
+    MEMORY,
+    REPLAY_MEMORY,
+    EXPIRED,
+)

@@ -234,7 +234,7 @@ async def test_a_stored_chunk_is_resident_for_a_store_without_bytes(depot: Site)
 absent = st.tuples(*(st.integers(0, NUM_TOKENS // 8).map(lambda blocks: 8 * blocks) for _ in MODEL))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stored=absent, wanted=absent, skip_tokens=st.integers(0, 8).map(lambda blocks: 8 * blocks), data=st.data())
 async def test_exactly_what_was_stored_can_be_retrieved(
     depot: Site, stored: tuple[int, ...], wanted: tuple[int, ...], skip_tokens: int, data: st.DataObject

@@ -872,7 +872,7 @@ def a_value(data: st.DataObject, field: Any, world: World, depth: int) -> st.Sea
 
 
 @pytest.mark.parametrize("rpc", [name for name, method in METHODS.items() if method.input_type.fields])
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_any_request_succeeds_or_gets_a_documented_reason(rpc: str, world: World, data: st.DataObject) -> None:
     request = world.valid(rpc)

@@ -23,6 +23,7 @@ from service.doctor import addresses
 from service.doctor.examine import CHECKS, examine
 from service.doctor.facts import (
     AddressFacts,
+    BindError,
     CertificateFacts,
     Facts,
     Holder,
@@ -70,6 +71,11 @@ def shared(**changed: Any) -> Facts:
 
 def l1_file(**changed: Any) -> Facts:
     return replace(HEALTHY, l1_file=L1FileFacts(path="/dev/shm/kvdepot/l1", exists=True, **changed))
+
+
+def kv_events(error: str, *, is_in_use: bool = False) -> Facts:
+    wrong = BindError(setting="kv_events_replay", address="tcp://*:58", error=error, is_in_use=is_in_use)
+    return replace(HEALTHY, kv_events_bind_errors=(wrong,))
 
 
 def process(**changed: Any) -> Facts:
@@ -250,6 +256,8 @@ BROKEN = [
     ("OTLP collector", replace(HEALTHY, collector_error="refused"), {}, "failure", "http://collector:4317", "4317"),
     ("subscribers", replace(HEALTHY, subscriber_errors=("no module mine",)), {}, "failure", "no module", "PYTHONPATH"),
     ("KV events", replace(HEALTHY, kv_events_module="zmq"), {}, "failure", "no module zmq", "kvdepot[kv-events]"),
+    ("KV events", kv_events("Address already in use", is_in_use=True), {}, "failure", "another process", "vLLM"),
+    ("KV events", kv_events("Permission denied"), {}, "failure", "Permission denied", "kv_events_replay"),
     ("listen on", listener(holder=Holder.OTHER), {}, "failure", "another process", "another address"),
     ("listen on", listener(bind_error="Permission denied"), {}, "failure", "Permission denied", "1023"),
     (
@@ -377,6 +385,12 @@ def test_what_the_file_of_l1_has_already_is_not_needed_twice() -> None:
     assert found("memory for L1", facts).what.startswith("4 GiB of 5 GiB")
     facts = replace(l1_file(allocated_bytes=65 * GIB, has_reserved_pages=True), memory=HEALTHY.memory)
     assert found("huge pages", facts).status is Status.OK
+
+
+def test_a_port_of_kv_events_that_the_running_depot_has_is_no_fault() -> None:
+    wrong = kv_events("Address already in use", is_in_use=True).kv_events_bind_errors
+    facts = replace(listener(holder=Holder.DEPOT), kv_events_bind_errors=wrong)
+    assert found("KV events", facts).status is Status.OK
 
 
 def test_a_file_of_the_running_depot_is_no_fault() -> None:

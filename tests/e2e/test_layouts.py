@@ -226,7 +226,7 @@ def two_sides(draw: st.DrawFn) -> tuple[list[Group], list[Group]]:
     return sides
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sides=two_sides(), regions=st.tuples(st.booleans(), st.booleans()), data=st.data())
 async def test_any_two_layouts_of_a_model_agree(
     depot: Site, sides: tuple[list[Group], list[Group]], regions: tuple[bool, bool], data: st.DataObject

@@ -21,6 +21,8 @@ START_SECONDS = 900.0
 ANSWER_SECONDS = 900.0
 RECORD_VARIABLE = "RECORD_TO"  # the file of a RecordingConnector
 COUNT_VARIABLE = "COUNT_TO"  # the file of a CountingConnector
+# Of an ArchiveConnector: two parameters of requests, two settings.
+ARCHIVE_SAVE, ARCHIVE_LOAD, ARCHIVE_ASYNC, ARCHIVE_LOG = "archive.save", "archive.load", "archive.async", "archive.log"
 SLOW_STEP_SECONDS = 6.0  # of a SlowConnector's steps while its `slow_file` exists
 QUIET = {
     "HF_HUB_OFFLINE": "1",

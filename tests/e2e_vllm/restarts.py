@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import statistics
 import tempfile
@@ -117,6 +118,20 @@ async def ready(proof: Proof, *engines: Engine) -> None:
     steps: list[Awaitable[object]] = [each.generate(tokens_of(910 + n, 64), 2) for n, each in enumerate(engines)]
     await asyncio.gather(*steps)
     await proof.until_quiet()
+
+
+async def until_shared(proof: Proof, a: Engine, b: Engine) -> None:
+    """Wait until one engine finds what the other one stores. Failed lookups have delayed the next ones."""
+    numbers = itertools.count()
+
+    async def is_shared() -> bool:
+        salt = f"{proof.server.process} {next(numbers)}"
+        await a.generate(SOME[0], 1, cache_salt=salt)
+        await proof.until_quiet()
+        await proof.forget_locally(b)  # it may be the same engine
+        return (await b.generate(SOME[0], 1, cache_salt=salt)).cached > 0
+
+    await until(is_shared, "the engines share again")
 
 
 @asynccontextmanager

@@ -169,6 +169,7 @@ class Group:
 
     layout: str
     shape: KvShape
+    holds_state: bool = False
 
     @property
     def definition(self) -> Definition:
@@ -294,7 +295,7 @@ class SharedPagedBuffer(PagedBuffer):
 
     def described(self) -> list[KvGroup]:
         """Return the groups as the contract describes them."""
-        return [
+        described = [
             group.definition.layout.from_tensors(
                 group.nested(tensors),
                 self.shared,
@@ -302,6 +303,9 @@ class SharedPagedBuffer(PagedBuffer):
             )
             for group, tensors in zip(self.groups, self.tensors, strict=True)
         ]
+        for group, message in zip(self.groups, described, strict=True):
+            message.holds_state = group.holds_state
+        return described
 
     def close(self) -> None:
         for buffer in self.buffers:

@@ -273,6 +273,8 @@ class FullAttentionSpec:
     block_size: int = BLOCK
     head_size: int = 8
     head_size_v: int = 8
+    num_kv_heads: int = 2
+    num_head_slots: int | None = None
     state_content_bytes: int | None = None
     tokens_per_state: int = 1
 
@@ -291,6 +293,10 @@ class KvCacheConfig:
     kv_cache_groups: list[Group]
 
 
+def _total_num_kv_heads() -> int:
+    return 2
+
+
 def vllm_config(**changes: Any) -> Any:
     """Return as much of vLLM's configuration as the connector reads. ``changes`` have dotted names with ``__``."""
 
@@ -305,12 +311,15 @@ def vllm_config(**changes: Any) -> Any:
             dtype="torch.bfloat16",
             quantization=None,
             seed=0,
+            get_total_num_kv_heads=_total_num_kv_heads,
             hf_config=HfConfig(rope_theta=10000.0, transformers_version="5.1", _commit_hash="0" * 40),  # of the hub
         ),
         cache_config=SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256", calculate_kv_scales=False),
         load_config=SimpleNamespace(load_format="auto"),
         speculative_config=None,
-        parallel_config=SimpleNamespace(decode_context_parallel_size=1, prefill_context_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            tensor_parallel_size=1, decode_context_parallel_size=1, prefill_context_parallel_size=1
+        ),
         kv_transfer_config=SimpleNamespace(is_kv_consumer=True, kv_load_failure_policy="recompute"),
     )
     for name, value in changes.items():

@@ -140,6 +140,14 @@ HEALTHY: Mapping[str, str] = {
 """A depot with some work, as every one has."""
 
 QUIET = [
+    Case("KvdepotKvEventsRetold", "one gap", "40m", {'kvdepot_kv_events_retold_total{reason="gap"}': "0+0x20 1+0x60"}),
+    Case(
+        "KvdepotKvEventsRetold",
+        "readers that come and go",
+        "40m",
+        {'kvdepot_kv_events_retold_total{reason="reader"}': "0+5x60"},
+    ),
+    Case("KvdepotKvEventsExpire", "a short peak", "65m", {"kvdepot_kv_events_expired_total": "0+0x20 50+0x100"}),
     Case("KvdepotManyDown", "one of four", "20m", {f'up{{instance="{n}"}}': f"{int(n > 0)}+0x30" for n in range(4)}),
     Case("KvdepotAbsent", "a collector brings its metrics", "20m", {"kvdepot_l1_capacity_bytes": "1+0x30"}),
     Case("KvdepotDown", "one that is scraped again soon", "20m", {"up": "1+0x15 0 0 0 0 1+0x10"}),
@@ -581,6 +589,20 @@ FIRING = [
         "32m",
         {"kvdepot_l0_records_malformed_total": "3+0x30 4+0x40"},
         "Engines of 10.0.0.1:9464 report malformed blocks.",
+    ),
+    Case(
+        "KvdepotKvEventsRetold",
+        "many gaps",
+        "35m",
+        {'kvdepot_kv_events_retold_total{reason="gap"}': "0+0x20 0+1x20"},
+        "Routers have to forget the blocks of 10.0.0.1:9464 again and again.",
+    ),
+    Case(
+        "KvdepotKvEventsExpire",
+        "all the time",
+        "90m",
+        {"kvdepot_kv_events_expired_total": "0+0x20 0+5x100"},
+        "Routers do not know of all blocks of 10.0.0.1:9464.",
     ),
 ]
 

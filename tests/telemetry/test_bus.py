@@ -412,7 +412,7 @@ async def test_events_published_as_the_bus_falls_asleep_are_delivered_and_let_ot
         await recorder.wait_for(5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     capacity=st.integers(1, 20),
     steps=st.lists(st.one_of(st.integers(1, 12), st.just("yield"), st.just("look")), max_size=30),

@@ -36,14 +36,14 @@ def best_by_search(requests: list[Prompt], outputs: list[Prompt], capacity: int)
     return max(states.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TOKENS, st.integers(1, 3))
 def test_the_bound_is_the_best_that_any_choice_of_blocks_gives(prompts: list[Prompt], capacity: int) -> None:
     requests = as_requests(prompts)
     assert offline_bound_hits(requests, capacity) == best_by_search(requests, [()] * len(requests), capacity)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TOKENS, st.integers(1, 3), st.data())
 def test_what_requests_store_behind_their_prompts_may_be_kept_too(
     prompts: list[Prompt], capacity: int, data: st.DataObject

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvdepot.connector.block_tables import cut_tables, num_blocks_written, storable_tokens
+from kvdepot.connector.block_tables import cut_tables, num_blocks_written, storable_tokens, with_certain_states
 from kvdepot.connector.cache_groups import CacheGroup, reported_group
 from kvdepot.connector.commands import GroupTable
 
 FULL = CacheGroup(block_size=4)
+STATES = CacheGroup(block_size=4, holds_state=True)
 CHUNK = 8
 PLENTY = 1 << 20
 
@@ -37,6 +38,8 @@ def local(tokens: int) -> CacheGroup:
         (local(12), 23, 12),
         (local(6), 12, 12),
         (local(6), 7, 4),
+        (STATES, 16, 12),
+        (STATES, 4, 0),
     ],
     ids=str,
 )
@@ -106,6 +109,20 @@ def test_what_is_stored_in_time_satisfies_every_later_hit(
     assert storable_tokens((group,), tables, start, end, CHUNK, PLENTY) == (start, end)
     present_from = start + 4 * tables[0].absent_blocks
     assert present_from <= max(start, group.first_needed(end + CHUNK * more))
+
+
+@pytest.mark.parametrize(("exact", "last"), [(16, 8), (12, 0), (20, 0), (0, 0)])
+def test_only_the_state_of_the_end_of_a_step_is_certain(exact: int, last: int) -> None:
+    tables = ([1, 2, 3, 4, 5], [6, 0, 7, 8, 9])
+    assert with_certain_states((FULL, STATES), tables, 16, exact, 0) == (tables[0], [0, 0, 0, last])
+
+
+def test_a_chunk_without_a_state_is_stored_and_a_hit_needs_one_state() -> None:
+    groups = (STATES, FULL)
+    tables = cut_tables(groups, ([0, 0, 0, 9], [1, 2, 3, 4]), 0, 16, 0)
+    assert storable_tokens(groups, tables, 0, 16, CHUNK, PLENTY) == (0, 16)
+    assert tables[0] == GroupTable(absent_blocks=3, block_ids=[9])
+    assert num_blocks_written(groups, 0, 16) == 1 + 4
 
 
 def test_blocks_of_the_first_group_of_full_attention_are_reported() -> None:

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from kvdepot.connector import CacheGroup, CacheIdentity, ConfigError, ConnectorConfig, EngineFacts
+from kvdepot.connector import (
+    CacheGroup,
+    CacheIdentity,
+    ConfigError,
+    ConnectedScheduler,
+    ConnectorConfig,
+    EngineFacts,
+    RequestTraits,
+    open_worker,
+)
 from kvdepot.connector.scheduler_settings import SchedulerSettings
 
 FACTS = EngineFacts(
@@ -37,6 +46,8 @@ FACTS = EngineFacts(
         ({"num_replicas": 0}, ["num_replicas is 0"]),
         ({"num_workers": 3}, ["3 workers can't hold the KV 2 times"]),
         ({"steps_ahead": -1}, ["steps_ahead is -1"]),
+        ({"tensor_parallel_size": 3}, ["tensor_parallel_size is 3, and must divide the 4 workers"]),
+        ({"tensor_parallel_size": -1}, ["tensor_parallel_size is -1"]),
     ],
 )
 def test_wrong_facts_are_refused_and_all_are_named(changes: dict[str, Any], faults: list[str]) -> None:
@@ -48,6 +59,38 @@ def test_wrong_facts_are_refused_and_all_are_named(changes: dict[str, Any], faul
 
 def test_the_facts_go_to_other_processes_unchanged() -> None:
     assert pickle.loads(pickle.dumps(FACTS)) == FACTS
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "tensor_parallel_size", "expected"),
+    [(1, 0, 4), (1, 1, 4), (2, 2, 2), (4, 4, 1), (4, 2, 2), (3, 1, 4)],
+    ids=["one worker", "size 1", "size 2", "size 4", "two stages of size 2", "three stages of size 1"],
+)
+def test_each_worker_has_its_part_of_the_shards(num_workers: int, tensor_parallel_size: int, expected: int) -> None:
+    facts = replace(FACTS, num_workers=num_workers, tensor_parallel_size=tensor_parallel_size, num_replicas=1)
+    assert facts.shards_per_worker(ConnectorConfig(head_shards=4)) == expected
+    assert facts.shards_per_worker(ConnectorConfig()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"tensor_parallel_size": 4, "num_replicas": 1}, "head_shards is 6, and must be a multiple of 4, the tensor-"),
+        ({"num_replicas": 1}, "needs an engine that says its tensor_parallel_size"),
+        ({"tensor_parallel_size": 2}, "2 workers hold equal KV"),
+        (
+            {"tensor_parallel_size": 2, "num_replicas": 1, "groups": (CacheGroup(block_size=16, holds_state=True),)},
+            "a group holds states, which can't be split by heads",
+        ),
+    ],
+    ids=["no multiple", "not known", "replicas", "states"],
+)
+def test_engine_that_shards_do_not_fit_starts_neither_side(changes: dict[str, Any], fault: str) -> None:
+    facts, config = replace(FACTS, **changes), ConnectorConfig(head_shards=6)
+    with pytest.raises(ConfigError, match=fault):
+        open_worker(config, facts, 0)
+    with pytest.raises(ConfigError, match=fault):
+        ConnectedScheduler(config, facts, lambda request: RequestTraits())
 
 
 def test_the_scheduler_has_the_engines_facts_and_the_users_timeouts() -> None:

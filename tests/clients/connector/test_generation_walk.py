@@ -162,5 +162,5 @@ class GenerationWalk(RuleBasedStateMachine):
         self.driver.scheduler.reset()
 
 
-GenerationWalk.TestCase.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+GenerationWalk.TestCase.settings = settings(max_examples=120, stateful_step_count=30)
 test_generation_walk = GenerationWalk.TestCase

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvdepot.connector.identity import salt_of, session_id_of, traceparent_of, worker_id
+from kvdepot.connector.identity import CacheIdentity, salt_of, session_id_of, traceparent_of, worker_id
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -20,6 +20,29 @@ def test_workers_with_equal_kv_are_replicas_of_one_rank() -> None:
     assert {each.world_size for each in workers} == {2}
     alone = worker_id("engine", 1, 2, 1)
     assert (alone.instance_id, alone.rank, alone.world_size, alone.stores) == ("engine", 1, 2, True)
+
+
+@pytest.mark.parametrize(("tensor_parallel_size", "shards_per_worker"), [(1, 4), (2, 2), (4, 1)])
+def test_engines_of_all_sizes_are_the_same_ranks_by_their_shards(
+    tensor_parallel_size: int, shards_per_worker: int
+) -> None:
+    for num_stages in (1, 3):
+        workers = [
+            worker_id("e", n, tensor_parallel_size * num_stages, 1) for n in range(tensor_parallel_size * num_stages)
+        ]
+        shards = [shard for worker in workers for shard in worker.shards(shards_per_worker)]
+        assert [each.rank for each in shards] == list(range(4 * num_stages))
+        assert {each.world_size for each in shards} == {4 * num_stages}
+
+
+def test_kv_in_shards_has_a_name_of_its_own_that_the_depot_accepts() -> None:
+    identity = CacheIdentity(model_name="model", model_revision="r", block_hash_seed="s")
+    names = [identity.in_head_shards(count).model_name for count in (0, 1, 2, 4)]
+    assert names == ["model", "model in 1 head shards", "model in 2 head shards", "model in 4 head shards"]
+    assert identity.in_head_shards(4).model_revision == "r"
+    long = {CacheIdentity(model_name="x" * 512 + end).in_head_shards(4).model_name for end in "ab"}
+    assert len(long) == 2
+    assert all(name.endswith(" in 4 head shards") and len(name) <= 512 for name in long)
 
 
 def test_salts_of_requests_and_generations_of_weights_never_give_one_name() -> None:

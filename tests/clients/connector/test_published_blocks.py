@@ -248,5 +248,5 @@ class PublishedWalk(RuleBasedStateMachine):
         assert picture.blocks == {*self.known, *self.known.values()}
 
 
-PublishedWalk.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+PublishedWalk.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 test_published_walk = PublishedWalk.TestCase

@@ -238,6 +238,6 @@ class WindowsWalk(SchedulerWalk):
 
 
 for walk in (SchedulerWalk, WindowsWalk):
-    walk.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    walk.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 test_scheduler_walk = SchedulerWalk.TestCase
 test_windows_walk = WindowsWalk.TestCase

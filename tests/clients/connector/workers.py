@@ -37,15 +37,15 @@ QUICK = {"share_memory_by": "fd", "attach_timeout_seconds": 5.0}
 CONFIG = KvCacheConfig(NUM_BLOCKS, [Group(["layer.0", "layer.1"])])
 
 
-def views(*, kernel_blocks: int = 1, heads_first: bool = True) -> dict[str, torch.Tensor]:
+def views(*, kernel_blocks: int = 1, heads_first: bool = True, num_heads: int = HEADS) -> dict[str, torch.Tensor]:
     """Return a KV cache as vLLM lays it out: a view per layer, [blocks, heads, tokens, content], of one allocation."""
     tokens = BLOCK // kernel_blocks
     shape = (
-        (2, NUM_BLOCKS * kernel_blocks, HEADS, tokens, CONTENT)
+        (2, NUM_BLOCKS * kernel_blocks, num_heads, tokens, CONTENT)
         if heads_first
-        else (2, NUM_BLOCKS, tokens, HEADS, CONTENT)
+        else (2, NUM_BLOCKS, tokens, num_heads, CONTENT)
     )
-    memory = torch.zeros(2 * NUM_BLOCKS * HEADS * BLOCK * CONTENT, dtype=torch.float32).view(shape)
+    memory = torch.zeros(2 * NUM_BLOCKS * num_heads * BLOCK * CONTENT, dtype=torch.float32).view(shape)
     if not heads_first:
         memory = memory.transpose(2, 3)
     return {f"layer.{number}": memory[number] for number in range(2)}
@@ -118,6 +118,7 @@ async def start_worker() -> AsyncIterator[StartWorker]:
         identity: WorkerId | None = None,
         caches: dict[str, torch.Tensor] | None = None,
         kv_cache_config: Any = CONFIG,
+        num_shards: int = 1,
         **settings: object,
     ) -> Worker:
         identity = identity or worker_id(f"engine-{len(workers)}", 0, 1, 1)
@@ -131,6 +132,7 @@ async def start_worker() -> AsyncIterator[StartWorker]:
             0,
             loop,
             lambda: pytest.fail("no event is recorded on a CPU"),
+            num_shards=num_shards,
         )
         worker = Worker(connector, views() if caches is None else caches)
         workers.append(worker)

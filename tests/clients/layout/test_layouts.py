@@ -32,7 +32,7 @@ shapes = st.builds(
     head_size=st.integers(1, 5),
     dtype=st.sampled_from(["uint8", "float16", "float32", "float64"]),
 )
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 def group_of(name: str, shape: KvShape) -> Group:

@@ -11,8 +11,8 @@ import pytest
 
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.identity import CacheIdentity
+from kvdepot.connector.model_weights import EngineProcess
 from kvdepot.sglang.identity import cache_identity, of_pool
-from kvdepot.vllm.weights import EngineProcess
 
 LATER = time.time() + 1e6
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from kvdepot.connector import model_weights as weights
+from kvdepot.connector.model_weights import EngineProcess, process_start
 from kvdepot.vllm import model_revision as model_revision_module
-from kvdepot.vllm import weights
 from kvdepot.vllm.model_revision import model_revision
-from kvdepot.vllm.weights import EngineProcess, process_start
 from tests.fakes.vllm import vllm_config
 
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
@@ -172,7 +172,9 @@ def test_engine_whose_files_changed_while_it_started_shares_with_no_other(
 
 def test_process_start_time_is_that_of_the_process() -> None:
     assert time.time() - 3600 < process_start() < time.time()
-    script = "import time; from kvdepot.vllm.weights import process_start; print(time.time() - process_start())"
+    script = (
+        "import time; from kvdepot.connector.model_weights import process_start; print(time.time() - process_start())"
+    )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert -0.1 < float(ended.stdout) < 60
 

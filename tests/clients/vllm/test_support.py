@@ -14,7 +14,7 @@ import pytest
 import kvdepot
 from kvdepot.connector.cache_groups import CacheGroup
 from kvdepot.vllm.groups import cache_groups
-from kvdepot.vllm.model_identity import cache_identity
+from kvdepot.vllm.model_identity import cache_identity, state_settings
 from kvdepot.vllm.support import Unsupported, block_hash_seed, check_engine, warn_of_hashes
 from tests.fakes.vllm import FullAttentionSpec, Group, KvCacheConfig, vllm_config
 
@@ -40,9 +40,23 @@ class ChunkedLocalAttentionSpec(FullAttentionSpec):
 MIXED = SimpleNamespace(block_size=4, kv_cache_specs={"a": FullAttentionSpec(), "b": SlidingWindowSpec()})
 
 
+UNIFORM = SimpleNamespace(
+    block_size=4, kv_cache_specs={"a": FullAttentionSpec(num_kv_heads=4), "b": FullAttentionSpec(num_kv_heads=6)}
+)
+
+
 @dataclass(frozen=True)
 class MambaSpec:
     block_size: int = 16
+    shapes: tuple[tuple[int, ...], ...] = ((3, 4), (2, 8, 8))
+    dtypes: tuple[str, ...] = ("torch.bfloat16", "torch.float32")
+    mamba_type: str = "GDN_ATTN"
+    mamba_cache_mode: str = "align"
+    num_speculative_blocks: int = 0
+    tokens_per_state: int = -1
+
+
+STATES = Group(["b"], MambaSpec())
 
 
 @dataclass(frozen=True)
@@ -60,9 +74,16 @@ class NewSpec(FullAttentionSpec):
     [
         (
             {},
-            [Group(["a"]), Group(["b"], MambaSpec())],
-            "group 1 of the KV cache is a MambaSpec: layers of Mamba, gated delta nets.* keep one state of all tokens",
+            [Group(["a"]), Group(["b"], MambaSpec(mamba_cache_mode="all"))],
+            "group 1 of the KV cache holds states, and mamba_cache_mode is 'all': only with 'align'",
         ),
+        (
+            {},
+            [Group(["a"]), Group(["b"], MambaSpec(num_speculative_blocks=2))],
+            "the model holds states, and those of speculative decoding",
+        ),
+        ({"speculative_config": "ngram"}, [Group(["a"]), STATES], "the model holds states, and those of speculative"),
+        ({"cache_config__use_replayssm": True}, [STATES], "use_replayssm is set: a block of its cache is no whole"),
         ({}, [Group(["a"], SlidingWindowMLASpec())], "group 0 of the KV cache is a SlidingWindowMLASpec"),
         ({}, [Group(["a", "b"], MIXED)], "group 0 .* keep different parts of a prefix"),
         ({}, [Group(["a"], FullAttentionSpec(tokens_per_state=4))], "4 tokens in one state"),
@@ -94,6 +115,56 @@ def test_engines_that_would_get_wrong_kv_do_not_start(
 ) -> None:
     with pytest.raises(Unsupported, match=message):
         check_engine(vllm_config(**changes), KvCacheConfig(8, groups))
+
+
+@dataclass(frozen=True)
+class MLAAttentionSpec(FullAttentionSpec):
+    num_kv_heads: int = 1
+
+
+@pytest.mark.parametrize(
+    ("size", "spec", "message"),
+    [
+        (3, FullAttentionSpec(), "head_shards is 4, and must be a multiple of 3, the tensor-parallel size"),
+        (8, FullAttentionSpec(num_kv_heads=1), "head_shards is 4, but 8 workers share 6 KV heads"),
+        (
+            2,
+            FullAttentionSpec(num_kv_heads=3),
+            "group 0 of the KV cache has 6 KV heads, which can't be split into equal",
+        ),
+        (1, MLAAttentionSpec(), "engines of all sizes share latents without this setting"),
+        (1, FullAttentionSpec(num_kv_heads=4, num_head_slots=2), "a layout of the attention backend's own"),
+        (1, MambaSpec(), "group 0 of the KV cache is a MambaSpec, which has no KV heads"),
+        (1, UNIFORM, "group 0 of the KV cache has 6 KV heads"),
+    ],
+)
+def test_engine_whose_heads_can_not_be_split_into_shards_does_not_start(size: int, spec: Any, message: str) -> None:
+    config = vllm_config(parallel_config__tensor_parallel_size=size, model_config__get_total_num_kv_heads=lambda: 6)
+    groups = KvCacheConfig(8, [Group(["a"], spec)])
+    with pytest.raises(Unsupported, match=message):
+        check_engine(config, groups, 4)
+    if not isinstance(spec, MambaSpec):
+        check_engine(config, groups)  # without the setting it starts
+
+
+@pytest.mark.parametrize(("size", "num_heads"), [(1, 4), (2, 2), (4, 1), (1, 8), (4, 2)])
+def test_engine_whose_heads_can_be_split_into_shards_starts(size: int, num_heads: int) -> None:
+    config = vllm_config(
+        parallel_config__tensor_parallel_size=size, model_config__get_total_num_kv_heads=lambda: size * num_heads
+    )
+    for spec in (FullAttentionSpec, SlidingWindowSpec, ChunkedLocalAttentionSpec):
+        check_engine(config, KvCacheConfig(8, [Group(["a"], spec(num_kv_heads=num_heads))]), 4)
+
+
+def test_layer_with_fewer_heads_than_workers_is_found_among_others() -> None:
+    layers = SimpleNamespace(per_layer_overrides=[{}, {"total_num_kv_heads": 2}, {"head_size": 4}])
+    config = vllm_config(
+        parallel_config__tensor_parallel_size=4,
+        model_config__get_total_num_kv_heads=lambda: 8,
+        model_config__model_arch_config=layers,
+    )
+    with pytest.raises(Unsupported, match="head_shards is 8, but 4 workers share 2 KV heads"):
+        check_engine(config, FULL, 8)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +217,53 @@ def test_windows_and_local_chunks_start() -> None:
     assert cache_groups(KvCacheConfig(8, [wider])) == (CacheGroup(block_size=4, window=129),)
 
 
+def test_states_start_and_are_groups_of_states() -> None:
+    config = KvCacheConfig(8, [Group(["a"]), STATES])
+    check_engine(vllm_config(), config)
+    assert cache_groups(config) == (CacheGroup(block_size=4), CacheGroup(block_size=16, holds_state=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("hash_block_size", 4, "a block hash covers 4"), ("kv_tp_replicas", 2, "not all of them would store")],
+)
+def test_states_that_may_be_wrong_or_missing_do_not_start(name: str, value: int, message: str) -> None:
+    config = KvCacheConfig(8, [Group(["a"]), STATES])
+    setattr(config, name, value)
+    with pytest.raises(Unsupported, match=message):
+        check_engine(vllm_config(), config)
+    config.kv_cache_groups.pop()
+    check_engine(vllm_config(), config)
+
+
+def test_engines_with_other_states_have_other_names() -> None:
+    def name(spec: MambaSpec, settings: Any = None) -> str:
+        config = KvCacheConfig(8, [Group(["a"]), Group(["b"], spec)])
+        return cache_identity("model", config, has_all_layers=True, state_settings=settings)
+
+    specs = [
+        MambaSpec(),
+        MambaSpec(dtypes=("torch.float32", "torch.float32")),
+        MambaSpec(shapes=((4, 3), (2, 8, 8))),
+        MambaSpec(mamba_type="LINEAR"),
+        MambaSpec(block_size=32),
+    ]
+    names = [*map(name, specs), name(specs[0], ["cpu"])]
+    assert len(set(names)) == len(names)
+    assert name(MambaSpec()) == names[0]
+
+
+def test_settings_of_states_name_the_device_the_order_of_bytes_and_the_backend() -> None:
+    settings = [
+        state_settings(vllm_config(), {}),
+        state_settings(vllm_config(), {"VLLM_SSM_CONV_STATE_LAYOUT": "DS"}),
+        state_settings(vllm_config(mamba_config=SimpleNamespace(backend="flashinfer")), {}),
+        state_settings(vllm_config(additional_config={"gdn_prefill_backend": "triton"}), {}),
+        state_settings(vllm_config(device_config=SimpleNamespace(device_type="cuda")), {}),
+    ]
+    assert len({repr(each) for each in settings}) == len(settings)
+
+
 def test_engines_that_keep_other_parts_of_a_prefix_have_other_names() -> None:
     def name(*groups: Group, has_all_layers: bool = True) -> str:
         return cache_identity("model", KvCacheConfig(8, list(groups)), has_all_layers=has_all_layers)
@@ -180,7 +298,7 @@ def test_full_attention_starts() -> None:
 
 def test_layers_of_one_group_are_looked_at_one_by_one() -> None:
     by_layer = SimpleNamespace(block_size=4, kv_cache_specs={"a": FullAttentionSpec(), "b": MambaSpec()})
-    with pytest.raises(Unsupported, match="MambaSpec"):
+    with pytest.raises(Unsupported, match="keep different parts of a prefix"):
         check_engine(vllm_config(), KvCacheConfig(8, [Group(["a", "b"], by_layer)]))
 
 

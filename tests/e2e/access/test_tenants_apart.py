@@ -424,7 +424,7 @@ PREPARED = [
 """A prompt is stored and leased: there is something to reach."""
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, max_size=25))
 @example([Step("red", rpc) for rpc in ACTIONS] + [Step("blue", rpc) for rpc in ACTIONS])
 @example([Step(tenant, rpc) for rpc in ACTIONS for tenant in ("red", "blue")])

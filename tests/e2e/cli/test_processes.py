@@ -85,6 +85,56 @@ with exit_on_terminate(), server_process("--l1-size", "1MiB") as address:
     assert not socket.parent.exists()
 
 
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGTERM, 143, "stopped\n"), (signal.SIGINT, 130, "")])
+def test_a_signal_ends_what_asyncio_runs_without_a_traceback(number: signal.Signals, code: int, said: str) -> None:
+    program = """
+import asyncio, os, sys
+from kvdepot.cli.processes import exit_on_terminate
+
+async def work():
+    try:
+        while True:
+            print("works", flush=True)
+            await asyncio.sleep(0)
+    finally:
+        await asyncio.sleep(0)
+        print("cleaned up", flush=True)
+
+try:
+    with exit_on_terminate():
+        asyncio.run(work())
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    command = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with command:
+        assert command.stdout is not None and command.stderr is not None
+        assert command.stdout.readline() == "works\n"
+        command.send_signal(number)
+        assert command.stdout.read().splitlines()[-1] == "cleaned up"
+        assert command.stderr.read() == said
+        assert command.wait(30) == code
+
+
+def test_terminate_ends_a_process_that_ignores_the_interrupt_key() -> None:
+    program = """
+import signal, time
+from kvdepot.cli.processes import exit_on_terminate
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with exit_on_terminate():
+    print("works", flush=True)
+    time.sleep(60)
+"""
+    command = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    with command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == "works\n"
+        command.terminate()
+        assert command.wait(30) == 143
+
+
 def _command_line(entry: Path) -> bytes:
     try:
         return (entry / "cmdline").read_bytes()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import zmq
 from typer.testing import CliRunner
 
 from kvdepot import DepotClient, KvShape, SharedBuffer
@@ -41,6 +43,24 @@ def test_shows_tiers_and_instances(start_server_process: Callable[..., str]) -> 
     assert instance["instance_id"] == "pod-1"
     assert instance["num_sessions"] == 1
     assert instance["ranks"][0]["mapped_bytes"] == str(size_bytes)
+
+
+def test_says_how_many_readers_of_kv_events_there_are_and_where(start_server_process: Callable[..., str]) -> None:
+    address = start_server_process("--l1-size", "8MiB", "--kv-events", "tcp://127.0.0.1:0")
+
+    def shown() -> str:
+        return CliRunner().invoke(app, ["status", "--address", address], env={"COLUMNS": "160"}).output
+
+    printed = json.loads(CliRunner().invoke(app, ["status", "--address", address, "--json"]).stdout)
+    events = printed["status"]["kv_events"]["address"]
+    assert f"0 subscriptions on {events}, 0 batches" in shown()
+    with zmq.Context() as context, context.socket(zmq.SUB) as reader:
+        reader.connect(events)
+        reader.subscribe(b"kv@")
+        while f"1 subscription on {events}" not in shown():
+            time.sleep(0.1)  # the test's timeout ends this
+    while f"0 subscriptions on {events}" not in shown():
+        time.sleep(0.1)
 
 
 def test_names_from_the_wire_do_not_reach_the_terminal(start_server_process: Callable[..., str]) -> None:

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[3]
 STUB = REPOSITORY / "tests" / "fakes" / "vllm_package"
 
 
-@pytest.mark.parametrize("tests", ["connector_tests", "reporting_tests"])
+@pytest.mark.parametrize("tests", ["connector_tests", "reporting_tests", "head_shard_tests"])
 def test_connector_is_what_vllm_calls(start_server_process: Callable[..., str], tmp_path: Path, tests: str) -> None:
     pytest.importorskip("torch")  # the stub engine's KV caches are tensors
     (tmp_path / "model.safetensors").write_bytes(b"older than the engines")

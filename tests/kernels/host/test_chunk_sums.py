@@ -77,7 +77,7 @@ def groups(draw: st.DrawFn) -> list[tuple[str, Shape]]:
     return [(draw(names), draw(SHAPES)) for _ in range(draw(st.integers(1, 2)))]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     layouts=groups(),
     data=st.data(),

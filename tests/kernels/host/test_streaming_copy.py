@@ -69,7 +69,7 @@ def all_of(array: NDArray[np.uint8]) -> Blocks:
 
 @pytest.mark.parametrize("foreign_is_source", [True, False], ids=["gather", "scatter"])
 @pytest.mark.parametrize("level", [*range(4), None], ids=["memcpy", "SSE2", "AVX2", "AVX-512", "system"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=copies(), most_runs=st.sampled_from([3, system_copy.MAX_RUNS]))
 def test_copies_what_it_should_and_nothing_else(best, level, foreign_is_source, case, most_runs):
     if level is not None and level > best.level:
@@ -102,7 +102,7 @@ def test_each_copy_computes_the_results_of_the_table(best, level, vector):
 
 @pytest.mark.parametrize("foreign_is_source", [True, False], ids=["store", "retrieve"])
 @pytest.mark.parametrize("level", [*range(4), None], ids=["memcpy", "SSE2", "AVX2", "AVX-512", "system"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=copies(), run_words=st.one_of(st.integers(1, 90), st.sampled_from([128, 512, 513, 2500, 5000])))
 def test_a_copy_sums_exactly_what_it_copies(best, level, foreign_is_source, case, run_words):
     if level is not None and level > best.level:

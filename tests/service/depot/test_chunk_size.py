@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,13 @@ def groups(*block_sizes: int) -> list[Group]:
 )
 def test_a_depot_of_256_gives_blocks_a_multiple_nearby(block_sizes: list[int], chunk_size: int) -> None:
     assert chunk_size_for(groups(*block_sizes), 0, 256) == chunk_size
+
+
+@pytest.mark.parametrize(("block_sizes", "chunk_size"), [([16, 128], 128), ([544, 16], 544), ([48, 32], 96)])
+def test_with_states_each_block_of_them_can_end_a_chunk(block_sizes: list[int], chunk_size: int) -> None:
+    first, *others = groups(*block_sizes)
+    assert chunk_size_for([replace(first, holds_state=True), *others], 0, 256) == chunk_size
+    assert chunk_size_for([replace(first, holds_state=True), *others], 2 * chunk_size, 256) == 2 * chunk_size
 
 
 def test_of_two_multiples_as_near_it_is_the_smaller_one() -> None:

@@ -86,6 +86,7 @@ def has_chunks(namespace: Namespace) -> bool:
         ({"groups": (replace(GROUP, num_heads=4),)}, "groups[0].num_heads is 2, here 4"),
         ({"groups": (replace(GROUP, head_bytes=16),)}, "groups[0].head_bytes is 8, here 16"),
         ({"groups": (replace(GROUP, num_layers=2),)}, "groups[0].num_layers is 1, here 2"),
+        ({"groups": (replace(GROUP, holds_state=True),)}, "groups[0].holds_state is False, here True"),
         ({"groups": (LATENT,)}, "the planes of groups[0] are K and V, here LATENT"),
     ],
 )

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.checksum import kvsum64
@@ -48,7 +48,6 @@ async def depots(memory: PlainMemory, published: Published) -> TenantDepots:
     return TenantDepots(memory.l1, memory, DepotLimits(), published)
 
 
-@settings(deadline=None)
 @given(chunk_bytes=st.integers(1, 300), data=st.data())
 def test_pieces_of_any_cutting_have_the_checksum_of_the_whole(chunk_bytes: int, data: st.DataObject) -> None:
     memory = PlainMemory(4096)

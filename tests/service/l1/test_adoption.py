@@ -409,7 +409,7 @@ class Crashes(RuleBasedStateMachine):
 
 
 TestCrashes = Crashes.TestCase
-TestCrashes.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCrashes.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_random_damage_of_the_tables_never_invents_a_chunk(pending_write: PendingWrite) -> None:

@@ -94,6 +94,9 @@ def test_all_that_makes_kv_differ_makes_keys_differ() -> None:
         keys(prefix, groups=(group(num_heads=3),)),
         keys(prefix, groups=(group(dtype="float16"),)),
         keys(prefix, groups=(group(), group())),
+        keys(prefix, groups=(replace(group(), holds_state=True), group())),
+        keys(prefix, groups=(group(), replace(group(), holds_state=True))),
+        keys(prefix, groups=(replace(group(), holds_state=True),) * 2),
         keys(hashes(b"1" * 32, b"2" * 32)),
         keys(hashes(b"1" * 32, b"2" * 32), block_hash_seed="sha256 seed=0"),
         keys(hashes(b"1" * 32, b"2" * 32), block_hash_seed="sha256 seed=1"),
@@ -125,10 +128,13 @@ def test_groups_can_be_read_from_a_geometry() -> None:
         group(num_heads=1, dtype="float8_e4m3fn"),
         planes=(Plane(layer=3, kind=PlaneKind.LATENT, region=1, offset_bytes=64),),
     )
-    for groups in ((), (group(),), (group(num_heads=5), latent)):
+    states = replace(latent, holds_state=True)
+    for groups in ((), (group(),), (group(num_heads=5), latent), (group(), states), (states, group(), states)):
         for tenant in ("", "red"):
             geometry = RankIdentity.of("m", 1, 0, groups, CHUNK_SIZE, tenant).geometry
-            assert RankIdentity.of("m", 1, 0, groups_of(geometry), CHUNK_SIZE, tenant).geometry == geometry
+            read = groups_of(geometry)
+            assert RankIdentity.of("m", 1, 0, read, CHUNK_SIZE, tenant).geometry == geometry
+            assert [each.holds_state for each in read] == [each.holds_state for each in groups]
 
 
 @given(st.binary(max_size=60), st.integers(0, 60))

@@ -117,7 +117,7 @@ class AnyPolicy(RuleBasedStateMachine):
 
 
 TestAnyPolicy = AnyPolicy.TestCase
-TestAnyPolicy.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestAnyPolicy.settings = settings(max_examples=25, stateful_step_count=30)
 
 
 @pytest.mark.parametrize("after", POLICIES)

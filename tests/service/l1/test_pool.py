@@ -133,7 +133,7 @@ class AnyUse(RuleBasedStateMachine):
 
 
 TestAnyUse = AnyUse.TestCase
-TestAnyUse.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestAnyUse.settings = settings(max_examples=100, stateful_step_count=50)
 
 
 def test_after_an_adoption_the_lowest_gap_is_cut_first() -> None:

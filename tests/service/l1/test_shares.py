@@ -123,7 +123,7 @@ def test_new_shares_count_from_the_next_slot_on(pending_write: PendingWrite) -> 
     assert l1.slots("a") == 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     shares=st.tuples(st.integers(0, 6), st.integers(0, 4)),
     stores=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3)), max_size=60),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.recording.chunk_ids import MAX_CHUNKS, NUM_SHARDS, ChunkIds
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 50)))
 def test_ids_are_given_out_in_the_order_of_first_sight(numbers: list[int]) -> None:
     ids = ChunkIds()
@@ -19,7 +18,6 @@ def test_ids_are_given_out_in_the_order_of_first_sight(numbers: list[int]) -> No
         assert ids.of(number) == expected.setdefault(number, len(expected))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=200), st.integers(1, 8))
 def test_what_was_seen_lately_keeps_its_id_and_no_id_is_given_twice(numbers: list[int], num_recent: int) -> None:
     ids = ChunkIds(capacity=2 * NUM_SHARDS * num_recent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.l1.keys import Namespace, Prefix
@@ -34,7 +34,6 @@ def all_of(tokens: Sequence[int], namespace: Namespace = NAMESPACE, *, step: int
     return found
 
 
-@settings(deadline=None)
 @given(TOKENS, TOKENS)
 @example([1], [1, 0])  # a rest that ends with the token 0
 @example([0, 0, 0], [0, 0, 0, 0])  # a rest, and a block
@@ -50,13 +49,11 @@ def test_two_prompts_share_fingerprints_exactly_as_far_as_they_share_tokens(
             assert (one == other) == (first[:end] == second[:other_end])
 
 
-@settings(deadline=None)
 @given(TOKENS, st.integers(1, 3))
 def test_they_are_the_same_in_steps(tokens: list[int], step: int) -> None:
     assert all_of(tokens, step=step) == all_of(tokens)
 
 
-@settings(deadline=None)
 @given(TOKENS.filter(bool))
 def test_another_namespace_and_another_process_have_others(tokens: list[int]) -> None:
     assert not {*all_of(tokens)} & {*all_of(tokens, OTHER_NAMESPACE)}

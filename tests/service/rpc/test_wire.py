@@ -32,7 +32,7 @@ def lookup(**prefix: Any) -> cache_pb2.LookupRequest:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     hashes=st.lists(st.binary(max_size=200), max_size=300),
     tokens=st.lists(st.integers(0, 2**32 - 1), max_size=300),

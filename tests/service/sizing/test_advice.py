@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.l1.eviction.policy_name import PolicyName
@@ -154,7 +154,6 @@ def test_without_lookups_it_says_so() -> None:
     assert early.text == "It is too early: there was no lookup in this time."
 
 
-@settings(deadline=None)  # the index that each example makes takes time on a busy machine
 @given(
     st.lists(st.floats(-0.05, 1.05), min_size=len(FACTORS), max_size=len(FACTORS)),
     st.floats(0.0, 0.3),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from telemetry.kv_events.batches import Batches
+from telemetry.kv_events.hashes import array, encode_tokens
 from telemetry.kv_events.named_chunk import Medium, NamedChunk
 from telemetry.kv_events.names import Names
 from telemetry.kv_events.publisher import KvEventPublisher
@@ -65,7 +68,7 @@ def test_tokens_that_come_later_are_told_with_the_same_blocks() -> None:
     add(names, 0)
     tell(publisher)
     assert not any(told.tokens.values())
-    tokens = b"".join(each.to_bytes(4, "little") for each in (1, 2, 3, 4))
+    tokens = array(4, encode_tokens(np.arange(1, 5, dtype=np.uint32)))
     add(names, 0, named_chunk(0, 0, tokens))
     tell(publisher)
     assert told.held("CPU_PINNED") == set(hashes_of(0, 0))

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from telemetry.events import ChunksEvicted, ChunksRemoved, ChunksStored, Event, TierRead, TierWritten
 from telemetry.kv_events.batches import Batches
-from telemetry.kv_events.hashes import pack
+from telemetry.kv_events.hashes import array, encode_hashes
 from telemetry.kv_events.named_chunk import PENDING, Medium, NamedChunk
 from telemetry.kv_events.names import Names
 from telemetry.kv_events.publisher import KvEventPublisher
@@ -37,8 +37,8 @@ def hashes_of(prompt: int, position: int) -> list[int]:
     return [prompt << 32 | position << 8 | block | 1 << 60 for block in range(BLOCKS_PER_CHUNK)]
 
 
-def packed(hashes: list[int]) -> Any:
-    return pack([each.to_bytes(32, "big") for each in hashes], as_ints=True)
+def encoded(hashes: list[int]) -> bytes:
+    return encode_hashes([each.to_bytes(32, "big") for each in hashes], as_ints=True)
 
 
 class Depot:
@@ -281,8 +281,8 @@ def named_chunk(prompt: int, position: int, tokens: bytes = b"") -> NamedChunk:
         name=name_of(prompt, position),
         topic=b"topic %d" % (prompt % 2),
         parent_name=name_of(prompt, position - 1) if position else b"",
-        parent_hash=packed(hashes_of(prompt, position - 1)[-1:]) if position else None,
-        block_hashes=packed(hashes_of(prompt, position)),
+        parent_hash=encoded(hashes_of(prompt, position - 1)[-1:]) if position else None,
+        block_hashes=array(BLOCKS_PER_CHUNK, encoded(hashes_of(prompt, position))),
         token_ids=tokens,
         block_size=2,
         num_blocks=BLOCKS_PER_CHUNK,
@@ -317,4 +317,4 @@ def tier_event(kind: Any, key: bytes, tier: str, outcome: str) -> Any:
 
 
 TestRouters = Routers.TestCase
-TestRouters.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRouters.settings = settings(max_examples=60, stateful_step_count=40)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from telemetry.kv_events.hashes import pack
+from telemetry.kv_events.hashes import array, encode_hashes, encode_tokens
 from telemetry.kv_events.named_chunk import Medium, NamedChunk
 from telemetry.kv_events.wire import Wire
 
@@ -66,14 +66,18 @@ class Batch(msgspec.Struct, array_like=True):
     data_parallel_rank: int | None
 
 
+def encoded(hashes: list[bytes], *, as_ints: bool = True) -> bytes:
+    return array(len(hashes), encode_hashes(hashes, as_ints=as_ints))
+
+
 def chunk(*, as_ints: bool = True, **changes: Any) -> NamedChunk:
     fields: dict[str, Any] = {
         "name": b"name",
         "topic": b"topic",
         "parent_name": b"parent",
-        "parent_hash": pack([HASHES[1]], as_ints=as_ints),
-        "block_hashes": pack(HASHES, as_ints=as_ints),
-        "token_ids": np.arange(8, dtype="<u4").tobytes(),
+        "parent_hash": encode_hashes([HASHES[1]], as_ints=as_ints),
+        "block_hashes": encoded(HASHES, as_ints=as_ints),
+        "token_ids": array(8, encode_tokens(np.arange(8, dtype=np.uint32))),
         "block_size": 4,
         "num_blocks": 2,
         "adapter": "",
@@ -91,7 +95,7 @@ def test_a_batch_has_the_types_of_vllm() -> None:
     batch = decoded(
         wire,
         wire.stored(chunk(), Medium.L1),
-        wire.removed(pack(HASHES, as_ints=True), Medium.DISK),
+        wire.removed(encoded(HASHES), Medium.DISK),
         wire.cleared,
     )
     assert (batch.ts, batch.data_parallel_rank) == (1.5, None)
@@ -119,9 +123,28 @@ def test_whole_hashes_are_bytes() -> None:
 
 def test_a_hash_of_four_bytes_is_a_number_as_well() -> None:
     wire = Wire(as_maps=True)
-    (stored,) = decoded(wire, wire.stored(chunk(block_hashes=pack([b"\0\0\1\2"], as_ints=True)), Medium.L1)).events
+    (stored,) = decoded(wire, wire.stored(chunk(block_hashes=encoded([b"\0\0\1\2"])), Medium.L1)).events
     assert isinstance(stored, BlockStored)
     assert stored.block_hashes == [0x102]
+
+
+def test_a_short_hash_keeps_its_place_among_long_ones() -> None:
+    hashes = [HASHES[0], b"\0\0\1\2", HASHES[1]]
+    assert msgspec.msgpack.decode(encoded(hashes)) == [LOW_BITS[0], 0x102, LOW_BITS[1]]
+    assert msgspec.msgpack.decode(encoded(hashes, as_ints=False)) == hashes
+
+
+@pytest.mark.parametrize("num_tokens", [1, 15, 16, 65_535, 65_536])
+def test_arrays_of_every_length_decode(num_tokens: int) -> None:
+    tokens = np.arange((1 << 32) - num_tokens, 1 << 32, dtype=np.uint32)
+    assert msgspec.msgpack.decode(array(num_tokens, encode_tokens(tokens))) == tokens.tolist()
+
+
+def test_a_chunk_without_tokens_has_an_empty_list() -> None:
+    wire = Wire(as_maps=True)
+    (stored,) = decoded(wire, wire.stored(chunk(token_ids=b""), Medium.L1)).events
+    assert isinstance(stored, BlockStored)
+    assert stored.token_ids == []
 
 
 @pytest.mark.parametrize(
@@ -144,7 +167,7 @@ def test_adapter_and_salt_are_extra_keys_as_in_vllm(fields: dict[str, Any], expe
 
 def test_events_can_be_arrays_that_begin_with_their_type() -> None:
     wire = Wire(as_maps=False)
-    events = [wire.stored(chunk(), Medium.L1), wire.removed(pack(HASHES[:1], as_ints=True), Medium.L1), wire.cleared]
+    events = [wire.stored(chunk(), Medium.L1), wire.removed(encoded(HASHES[:1]), Medium.L1), wire.cleared]
     assert [msgspec.msgpack.decode(event) for event in events] == [
         ["BlockStored", LOW_BITS, LOW_BITS[1], list(range(8)), 4, None, "CPU_PINNED", None],
         ["BlockRemoved", LOW_BITS[:1], "CPU_PINNED"],
@@ -155,7 +178,7 @@ def test_events_can_be_arrays_that_begin_with_their_type() -> None:
 def test_a_recorded_batch_stays_as_it_is() -> None:
     """Readers of earlier depots must be able to read it."""
     wire = Wire(as_maps=True)
-    batch = wire.batch(1.5, [wire.removed(pack(HASHES[:1], as_ints=True), Medium.L1), wire.cleared])
+    batch = wire.batch(1.5, [wire.removed(encoded(HASHES[:1]), Medium.L1), wire.cleared])
     assert batch == (
         b"\x93\xcb\x3f\xf8\0\0\0\0\0\0\x92"
         b"\x83\xa4type\xacBlockRemoved\xacblock_hashes\x91\xcf\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f\xa6medium\xaaCPU_PINNED"
@@ -170,7 +193,7 @@ def test_real_vllm_decodes_every_event() -> None:
     wire = Wire(as_maps=True)
     whole = [wire.stored(chunk(as_ints=False, adapter="lora", parent_name=b"", cache_salt="x"), Medium.DISK)]
     batches = [
-        wire.batch(1.5, [wire.stored(chunk(), Medium.L1), wire.removed(pack(HASHES, as_ints=True), Medium.L1)]),
+        wire.batch(1.5, [wire.stored(chunk(), Medium.L1), wire.removed(encoded(HASHES), Medium.L1)]),
         wire.batch(2.5, [*whole, wire.cleared]),
     ]
     result = subprocess.run(

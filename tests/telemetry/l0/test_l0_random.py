@@ -71,13 +71,13 @@ def batches_of_events(draw: st.DrawFn) -> list[list[Event]]:
     return batches
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(batches_of_events())
 def test_all_reports_of_a_client_follow_the_table(batches):
     compare(batches)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(batches_of_events())
 def test_records_that_are_applied_one_by_one_are_followed_as_well(batches):
     with pytest.MonkeyPatch.context() as patch:
@@ -199,7 +199,7 @@ def engines_at_work(seed: int, num_allocations: int) -> Iterator[list[Event]]:
             yield batch
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 2**32))
 def test_engines_with_a_prefix_cache_are_followed(seed):
     model = compare(engines_at_work(seed, 3_000))
@@ -212,7 +212,7 @@ def test_engines_with_a_prefix_cache_are_followed(seed):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_a_million_allocations_are_followed(seed):
     compare(engines_at_work(seed, 50_000))

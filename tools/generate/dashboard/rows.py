@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from grafana_foundation_sdk.builders import heatmap, stat, timeseries
 
+from tools.generate.dashboard.kv_event_row import KV_EVENTS
 from tools.generate.dashboard.panels import areas, heat, lines, number
 from tools.generate.dashboard.queries import increase, or_zero, quantile, rate, share, total
 from tools.generate.dashboard.sizing_row import SIZING
@@ -563,6 +564,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
     "Calls": _RPCS,
     "Tenants and access": _TENANTS,
     "Event bus": _EVENTS,
+    "KV events for routers": KV_EVENTS,
     "Process": _PROCESS,
 }
 """Panels by the title of their row."""

@@ -31,6 +31,8 @@ _HINTS: dict[int, str] = {
     "each tier is",
     cache_pb2.MISS_REASON_NO_SLOT: "all chunks of L1 are leased, pinned or in use, or prefetches have loaded as much "
     "as they may: enlarge L1, let engines release leases, or look at `kvdepot pins`",
+    cache_pb2.MISS_REASON_NO_STATE: "an engine stores the states of few chunks, as at the end of a step: see 'Groups "
+    "of states' in docs/engine.md",
     cache_pb2.MISS_REASON_UNKNOWN_IDENTITY: "do model, revision, parallelism, salt and adapter agree with the engine "
     "that stored?",
 }
@@ -39,7 +41,11 @@ _OTHER_KEYS = (
     "does the engine store by block hashes, as vLLM's connector does? Then give the hashes and --hash-block-size, or "
     "--session"
 )
-_DETAILED = (cache_pb2.MISS_REASON_RANK_MISSING, cache_pb2.MISS_REASON_UNKNOWN_IDENTITY)
+_DETAILED = (
+    cache_pb2.MISS_REASON_RANK_MISSING,
+    cache_pb2.MISS_REASON_UNKNOWN_IDENTITY,
+    cache_pb2.MISS_REASON_NO_STATE,
+)
 _REMOVED = {
     observability_pb2.CHUNK_REMOVAL_EVICTED: "evicted",
     observability_pb2.CHUNK_REMOVAL_CLEARED: "cleared",

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import IO
 
 from kvdepot.cli.server_folder import PACKAGE, server_folder
@@ -182,13 +182,28 @@ def server_process(*flags: str, start_seconds: float = 60.0) -> Iterator[str]:
 
 @contextmanager
 def exit_on_terminate() -> Iterator[None]:
-    """Let SIGTERM unwind this process within the block, as Ctrl-C does, so that its children end with it."""
+    """Let SIGTERM unwind this process within the block, as Ctrl-C does, so that its children end with it.
 
-    def unwind(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
+    What asyncio runs is cancelled. Then the process says that it was stopped, and ends with 128 + SIGTERM.
+    """
+    is_terminated = False
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        nonlocal is_terminated
+        is_terminated = True
+        interrupt = signal.getsignal(signal.SIGINT)  # that of asyncio while it runs
+        if not callable(interrupt):
+            interrupt = signal.default_int_handler
+        interrupt(signal.SIGINT, frame)
 
     previous = signal.signal(signal.SIGTERM, unwind)
     try:
         yield
+    except (Exception, KeyboardInterrupt):  # children of the same process group may have ended first
+        if not is_terminated:
+            raise
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if is_terminated:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)

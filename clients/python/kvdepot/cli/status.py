@@ -69,6 +69,8 @@ def _overview(depot: admin_pb2.GetStatusResponse) -> list[list[Cell]]:
         ["live leases", f"{depot.num_leases:,}"],
         ["hit since the start", _hits(depot.hits)],
     ]
+    if depot.HasField("kv_events"):
+        facts.append(["KV events", _kv_events(depot.kv_events)])
     if not depot.HasField("event_queue"):
         return [*facts, ["events", "disabled"]]
     queue = depot.event_queue
@@ -87,6 +89,20 @@ def _hits(hits: admin_pb2.HitTotals) -> str:
     text = f"{ratio} of {number(hits.asked_tokens)} tokens, {readable_size(hits.hit_bytes)}"
     if hits.HasField("saved_prefill_seconds"):
         text += f", {seconds_text(hits.saved_prefill_seconds)} of prefill"
+    return text
+
+
+def _kv_events(kv_events: admin_pb2.KvEventsStatus) -> str:
+    """Return where readers subscribe, how many do, and what they lost."""
+    text = f"{counted(kv_events.num_subscriptions, 'subscription')} on {kv_events.address}"
+    text += f", {kv_events.num_batches:,} batches"
+    replays, retold = kv_events.num_replays_by_outcome, kv_events.num_retold_by_reason
+    if num_replays := sum(replays.values()):
+        text += f", {counted(num_replays, 'replay')} of lost ones ({replays['whole']:,} whole)"
+    if retold["gap"]:
+        text += f", all told again {counted(retold['gap'], 'time')} after a gap"
+    if kv_events.num_expired_chunks:
+        text += f", {counted(kv_events.num_expired_chunks, 'chunk')} beyond kv_events_memory"
     return text
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvdepot.connector.commands import GroupTable, GroupTables
+from kvdepot.layout.head_shards import head_shards
 from kvdepot.requests import block_table
 from kvdepot.v1.cache_pb2 import BlockTable, KvGroup, MemoryRegion
 
@@ -30,6 +31,14 @@ class AttachedMemory:
     sources: tuple[TableSource, ...] = ()
     on_gpu: bool = False
     chunk_size: int = 0
+
+    def shards(self, num_shards: int) -> tuple[AttachedMemory, ...]:
+        """Return the shards of the heads of all groups. They lie in the same regions.
+
+        Raises: InvalidArgument: the heads of a group can't be divided by `num_shards`.
+        """
+        by_group = [head_shards(group, num_shards) for group in self.groups]
+        return tuple(replace(self, groups=groups) for groups in zip(*by_group, strict=True))
 
     def block_tables(self, tables: GroupTables) -> list[BlockTable]:
         """Return the block table of each attached group; `tables` are by the engine's group."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,23 +11,27 @@ class CacheGroup:
     """A group of layers that share a block table. All fields count tokens.
 
     Full attention reads all of a prefix. Layers with a `window` read that many tokens before the next one. Layers
-    with a `local_chunk` read the tokens since its last multiple. The engine puts its null block in the place of
-    earlier blocks.
+    with a `local_chunk` read the tokens since its last multiple. Layers that hold a state (`holds_state`: Mamba, gated
+    delta nets) read the last block of a prefix only: it has the state after all of the prefix's tokens. The engine puts
+    its null block in the place of earlier blocks.
     """
 
     block_size: int
     window: int | None = None
     local_chunk: int | None = None
+    holds_state: bool = field(default=False, repr=False)
 
     @property
     def is_full(self) -> bool:
         """Whether all of a prefix is kept."""
-        return self.window is None and self.local_chunk is None
+        return self.window is None and self.local_chunk is None and not self.holds_state
 
     def first_needed(self, end: int) -> int:
         """Return the first token of the first block that the engine needs to go on after `end` tokens."""
         skipped = 0
-        if self.window is not None:
+        if self.holds_state:
+            skipped = max(0, end - 1)
+        elif self.window is not None:
             skipped = max(0, end - self.window)
         elif self.local_chunk is not None:
             skipped = end // self.local_chunk * self.local_chunk

@@ -6,6 +6,7 @@ from array import array
 
 from kvdepot.connector.attached_workers import AttachedWorkers
 from kvdepot.connector.request_state import EngineRequest, RequestState
+from kvdepot.connector.scheduler_settings import SchedulerSettings
 from kvdepot.connector.weight_generation import WeightGeneration
 from kvdepot.v1.cache_pb2 import Prefix
 
@@ -13,9 +14,10 @@ from kvdepot.v1.cache_pb2 import Prefix
 class ChunkPrefixes:
     """The prefixes of one engine's requests."""
 
-    def __init__(self, workers: AttachedWorkers, hash_block_size: int, generation: WeightGeneration) -> None:
+    def __init__(self, workers: AttachedWorkers, settings: SchedulerSettings, generation: WeightGeneration) -> None:
         self._workers = workers
-        self._hash_block_size = hash_block_size
+        self._hash_block_size = settings.hash_block_size
+        self._has_states = settings.has_states
         self._generation = generation
 
     def salt(self, state: RequestState) -> str:
@@ -40,11 +42,15 @@ class ChunkPrefixes:
             return array("I")
         return array("I", state.request.all_token_ids[:end])
 
-    def longest(self, state: RequestState) -> Prefix:
-        """Return the prefix of all whole chunks, to find all that is stored."""
+    def to_look_up(self, state: RequestState, wanted: int) -> Prefix:
+        """Return the prefix of all whole chunks, to find all that is stored; with states, that of `wanted` tokens.
+
+        A match ends with a state, so that no part of a longer match could be loaded.
+        """
         request = state.request
+        end = wanted if self._has_states else self.whole_tokens(request, request.num_tokens)
         return Prefix(
-            block_hashes=self.hashes(request, self.whole_tokens(request, request.num_tokens)),
+            block_hashes=self.hashes(request, end),
             hash_block_size=self._workers.chunk_size,
             cache_salt=self.salt(state),
             adapter=state.adapter_identity,

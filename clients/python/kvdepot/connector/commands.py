@@ -136,7 +136,8 @@ class WorkerReport:
     `done[transfer_id]` counts such workers. `failed` transfers have not loaded or stored all of their tokens. Of a load
     in `partial`, the worker that has loaded the fewest tokens has so many; their blocks are right, from token 0 on.
     `chunk_sizes[worker_index]` is the depot's chunk size, 0 while the worker is not attached. It is sent with the
-    first step and when it changes. With it, the report says whether the depot wants tokens; None: it does not say.
+    first step, and with each new or lost attachment. With it, the report says whether the depot wants tokens; None:
+    it does not say.
     `outcomes` has each transfer of this time that a worker has sent or refused.
     """
 

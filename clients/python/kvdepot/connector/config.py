@@ -18,6 +18,9 @@ ADDRESS_VARIABLE = "KVDEPOT_ADDRESS"
 
 MAX_TOKENS_PER_SECOND = 1e12  # the depot takes no more
 
+Count: TypeAlias = int
+"""A whole number of at least 0."""
+
 Rate: TypeAlias = float
 """A number from 0 to `MAX_TOKENS_PER_SECOND`."""
 
@@ -40,6 +43,8 @@ class ConnectorConfig:
     """Name of the training run that updates the weights. Engines with equal runs and weight versions share KV."""
     reset_means_new_weights: bool = True
     """Whether a reset of the engine's cache, the connector's included, says that the weights may be other ones."""
+    head_shards: Count = 0
+    """In how many shards KV heads are stored. Engines whose tensor-parallel sizes divide it share; 0: by worker."""
     share_memory_by: By = "name"
     """How the depot opens a CPU's KV cache: by `name` in /dev/shm, or by `fd` (one pid namespace, one user)."""
     report_blocks: bool = True
@@ -129,6 +134,9 @@ def _fault(expected: str, value: Any) -> str | None:
         case "Rate":
             fits = _is_number(value) and 0 <= value <= MAX_TOKENS_PER_SECOND
             return None if fits else f"a number from 0 to {MAX_TOKENS_PER_SECOND:g} is expected"
+        case "Count":
+            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            return None if fits else "a whole number of at least 0 is expected"
         case "By":
             names = get_args(By)
             return None if value in names else f"one of {', '.join(names)} is expected"

@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from kvdepot.aio.attachment import AsyncAttachment
@@ -34,10 +35,17 @@ class OnChange(Protocol):
     def __call__(self, chunk_size: int, /, *, wants_token_ids: bool) -> None: ...
 
 
-class DepotConnection:
-    """The attachment of one worker. It runs on the event loop.
+@dataclass(slots=True)
+class LastWarning:
+    """The last warning of a worker's connections, so that no attempt repeats it. Empty: there is none."""
 
-    `uncertain` are the worker's uncertain transfers; the caller owns the set, which outlives a closed connection.
+    message: str = ""
+
+
+class DepotConnection:
+    """The attachment of one rank: a worker, or a shard of its heads. It runs on the event loop.
+
+    `uncertain` are its uncertain transfers; the caller owns the set, which outlives a closed connection.
     `on_done` takes transfers that are done. `on_change` takes the chunk size of a new attachment, or 0, and
     whether its depot wants tokens.
     """
@@ -52,6 +60,7 @@ class DepotConnection:
         uncertain: set[int],
         on_done: Callable[[Iterable[int]], None],
         on_change: OnChange,
+        last_warning: LastWarning | None = None,
     ) -> None:
         self.memory = memory
         self._client = client
@@ -63,7 +72,7 @@ class DepotConnection:
         self._attachment: AsyncAttachment | None = None
         self._uncertain = uncertain
         self._must_reattach = asyncio.Event()
-        self._last_warning = ""
+        self._last_warning = last_warning or LastWarning()
 
     @property
     def attachment(self) -> AsyncAttachment | None:
@@ -114,7 +123,7 @@ class DepotConnection:
 
     async def _while_attached(self, attachment: AsyncAttachment) -> None:
         self._attachment = attachment
-        self._last_warning = ""
+        self._last_warning.message = ""
         logger.info(
             "attached to the depot: %r, version %s, model_revision %s, %d chunks taken over",
             attachment,
@@ -146,8 +155,8 @@ class DepotConnection:
         self._uncertain.clear()
 
     def _warn(self, message: str) -> None:
-        if message != self._last_warning:  # once, and not at each attempt
-            self._last_warning = message
+        if message != self._last_warning.message:  # once, and not at each attempt
+            self._last_warning.message = message
             logger.warning("no depot at %s, the engine goes on without it: %s", self._config.address, message)
 
 

@@ -17,7 +17,8 @@ class EngineFacts:
     `engine_id` is unique for each replica: a pod's name, a uuid, never a bare pid. `num_blocks` are in the scheduler's
     block pool. Each block hash of a request covers `hash_block_size` tokens more than the one before. That divides the
     block size of each group. `num_workers` counts over tensor and pipeline parallelism; so many consecutive ones as
-    `num_replicas` says hold equal KV. The engine schedules at most `steps_ahead` steps while one runs. An engine that
+    `tensor_parallel_size` says hold the heads of the same layers (0: it is not known), and so many as `num_replicas`
+    says hold equal KV. The engine schedules at most `steps_ahead` steps while one runs. An engine that
     never `loads` only fills the depot; one that never `stores` only reads it. An engine that `publishes_blocks` tells
     routers itself which blocks it has stored.
 
@@ -30,6 +31,7 @@ class EngineFacts:
     num_blocks: int
     hash_block_size: int
     num_workers: int = 1
+    tensor_parallel_size: int = 0
     num_replicas: int = 1
     steps_ahead: int = 0
     loads: bool = True
@@ -51,8 +53,33 @@ class EngineFacts:
         ]
         if self.num_replicas > 0 and self.num_workers % self.num_replicas:
             faults.append(f"{self.num_workers} workers can't hold the KV {self.num_replicas} times")
+        if self.num_replicas > 1 and any(group.holds_state for group in self.groups):
+            faults.append("num_replicas is above 1, and each worker has states of its own")
+        if (size := self.tensor_parallel_size) < 0 or (size and self.num_workers % size):
+            faults.append(f"tensor_parallel_size is {size}, and must divide the {self.num_workers} workers")
         if faults:
             raise ConfigError("; ".join(faults))
+
+    def shards_per_worker(self, config: ConnectorConfig) -> int:
+        """Return how many shards of heads each worker has. Each is a rank of the depot.
+
+        Raises: ConfigError: `head_shards` does not fit the tensor-parallel size or the groups.
+        """
+        if not config.head_shards:
+            return 1
+        size = self.tensor_parallel_size or (1 if self.num_workers == 1 else 0)
+        if not size:
+            raise ConfigError("kvdepot.head_shards needs an engine that says its tensor_parallel_size")
+        if self.num_replicas > 1:
+            raise ConfigError(
+                f"kvdepot.head_shards is set, but {self.num_replicas} workers hold equal KV, not parts of the heads"
+            )
+        if any(group.holds_state for group in self.groups):
+            raise ConfigError("kvdepot.head_shards is set, but a group holds states, which can't be split by heads")
+        if config.head_shards % size:
+            asked = f"kvdepot.head_shards is {config.head_shards}"
+            raise ConfigError(f"{asked}, and must be a multiple of {size}, the tensor-parallel size")
+        return config.head_shards // size
 
     def scheduler_settings(self, config: ConnectorConfig) -> SchedulerSettings:
         """Return the settings of the connector's scheduler."""

@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_SESSION_BYTES = 256
 MAX_SALT_BYTES = 256
+MAX_MODEL_BYTES = 512
 MAX_REVISION_BYTES = 256
 MAX_HASH_SEED_BYTES = 256
 _GENERATION = '{"generation": '
@@ -27,13 +28,24 @@ class CacheIdentity:
     model_revision: str = ""
     block_hash_seed: str = ""
 
+    def in_head_shards(self, head_shards: int) -> CacheIdentity:
+        """Return the identity of KV that is stored in so many shards of its heads. 0: it is stored by worker.
+
+        It is another one even if each worker has one shard: only engines with this setting read each other's KV.
+        """
+        if not head_shards:
+            return self
+        suffix = f" in {head_shards} head shards"
+        return replace(self, model_name=bounded_text(self.model_name, MAX_MODEL_BYTES - len(suffix)) + suffix)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerId:
-    """One worker of an engine.
+    """One worker of an engine, or one shard of its heads.
 
     Consecutive ranks of tensor parallelism may hold equal KV, as with multi-head latent attention: they are replicas.
-    Each set of workers that holds all of the KV once is one instance of the depot. Only replica 0 stores.
+    Each set of workers that holds all of the KV once is one instance of the depot. Only replica 0 stores. A worker with
+    several shards of heads is as many ranks of the depot.
     """
 
     instance_id: str
@@ -45,6 +57,11 @@ class WorkerId:
     def stores(self) -> bool:
         """Whether this worker stores what it computes."""
         return self.replica == 0
+
+    def shards(self, num_shards: int) -> tuple[WorkerId, ...]:
+        """Return the ids of this worker's shards. All workers have so many."""
+        first, world_size = self.rank * num_shards, self.world_size * num_shards
+        return tuple(replace(self, rank=first + shard, world_size=world_size) for shard in range(num_shards))
 
 
 def instance_ids(engine_id: str, num_replicas: int) -> tuple[str, ...]:

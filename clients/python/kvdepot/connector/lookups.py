@@ -74,16 +74,24 @@ class DepotLookupClient:
     """The calls of one scheduler: lookups, releases of leases, ends of sessions. Its public methods never block.
 
     An engine that holds its KV several times is as many instances, and a prefix must match in all of them. After a
-    failure it pauses, longer each time, so that a slow or absent depot costs the engine very little.
+    failure it pauses, longer each time, so that a slow or absent depot costs the engine very little. The depot may wait
+    `max_wait_seconds` for chunks that are being stored, and for states that come from tiers.
     """
 
     def __init__(
-        self, client: AsyncDepotClient, loop: EventLoop, instance_ids: Sequence[str], *, timeout_seconds: float
+        self,
+        client: AsyncDepotClient,
+        loop: EventLoop,
+        instance_ids: Sequence[str],
+        *,
+        timeout_seconds: float,
+        max_wait_seconds: float = 0.0,
     ) -> None:
         self._client = client
         self._loop = loop
         self._instance_ids = instance_ids
         self._timeout_seconds = timeout_seconds
+        self._max_wait_seconds = max_wait_seconds
         self._rpc_slots = asyncio.Semaphore(MAX_RPCS)
         self._tasks = BackgroundTasks()
         self._lookups_by_session: dict[str, set[asyncio.Task[None]]] = {}
@@ -191,6 +199,7 @@ class DepotLookupClient:
                 question.session_id,
                 question.prefix,
                 computed_tokens=question.computed_tokens,
+                max_wait_seconds=min(self._max_wait_seconds, left_seconds / 2),
                 prefill_tokens_per_second=question.prefill_rate,
                 will_continue=question.will_continue,
                 timeout_seconds=left_seconds,

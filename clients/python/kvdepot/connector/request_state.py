@@ -69,7 +69,8 @@ class RequestState:
     `stored_tokens` are those that the depot has, or will have if the running stores succeed. `waited_seconds` is
     the time spent on lookups since the engine last allocated blocks for the request, without the wait that began at
     `waits_since` (monotonic). `local_tokens` are in the engine's own prefix cache. `l2_tokens` of its last load come
-    from tiers behind L1. `lookup_mark` is described at `PublishedBlocks.mark`.
+    from tiers behind L1. `lookup_mark` is described at `PublishedBlocks.mark`. The last step that ended with a chunk
+    has computed `exact_tokens`: the engine has the states after exactly these.
     """
 
     request: EngineRequest
@@ -84,6 +85,7 @@ class RequestState:
     reported_tokens: int = 0
     l2_tokens: int = 0
     lookup_mark: int = 0
+    exact_tokens: int = 0
     may_store: bool = True
     is_reported: bool = False
     known_to_depot: bool = False

@@ -54,7 +54,7 @@ class ConnectorScheduler:
         self._commands = StepCommands()
         self._workers = AttachedWorkers(settings.num_workers, settings.hash_block_size, clock)
         self._generation = WeightGeneration(settings.training_run)
-        self._prefixes = ChunkPrefixes(self._workers, settings.hash_block_size, self._generation)
+        self._prefixes = ChunkPrefixes(self._workers, settings, self._generation)
         self._planner = StorePlanner(settings, self._workers, self._prefixes, self._transfers)
         self._reported_group = reported_group(settings.groups)
         self._statistics = ConnectorStatistics()
@@ -79,6 +79,7 @@ class ConnectorScheduler:
         """
         state = self._state(request)
         state.local_tokens = num_computed_tokens
+        state.exact_tokens = 0  # it gets other blocks
         if self._workers.await_first_reports():
             return None
         if state.lookup is None or state.lookup.matched_tokens is not None:
@@ -95,10 +96,12 @@ class ConnectorScheduler:
         state.stored_tokens = self._transfers.stored_end(state, answer or 0)
         if lookup is None and not self._lookup_client.paused:
             self._publisher.begin_lookup(state)
-            self._lookups.begin(state, self._prefixes.longest(state), self._prefill_rate.tokens_per_second)
+            self._lookups.begin(state, self._prefixes.to_look_up(state, wanted), self._prefill_rate.tokens_per_second)
         if lookup is None or answer is None:
             return None if self._lookups.may_wait(state) else 0
         matched = min(answer, wanted)
+        if matched < answer and self._settings.has_states:
+            matched = 0  # nothing says that this end has a state
         num_blocks = num_blocks_written(self._settings.groups, num_computed_tokens, matched)
         if not lookup.leases or matched <= num_computed_tokens or not self._transfers.can_ever_load(num_blocks):
             return 0
@@ -121,7 +124,8 @@ class ConnectorScheduler:
         leases = lookup.leases if lookup is not None else ()
         matched = (lookup.matched_tokens or 0) if lookup is not None else 0
         state.l2_tokens = min(lookup.l2_tokens if lookup is not None else 0, num_external_tokens)
-        if not self._workers.chunk_size or end % self._workers.chunk_size or end > matched:
+        is_found = end == matched if self._settings.has_states else end <= matched
+        if not self._workers.chunk_size or end % self._workers.chunk_size or not is_found:
             self._lookup_client.release(leases)  # not what was found: the load fails, and the engine computes
             leases = ()
         groups, null_block_id, local = self._settings.groups, self._transfers.null_block_id, state.local_tokens

@@ -19,7 +19,8 @@ CLOSE_SECONDS = 2.0
 class SchedulerClient:
     """A client of the depot on the event loop, with its lookups and its reports. The engine's end closes it.
 
-    `reported_block_size` is in tokens, of the blocks that are reported; None if no group is.
+    `reported_block_size` is in tokens, of the blocks that are reported; None if no group is. The depot may wait with an
+    answer for `max_wait_seconds`.
     """
 
     def __init__(
@@ -29,11 +30,16 @@ class SchedulerClient:
         model_name: str,
         reported_block_size: int | None,
         loop: EventLoop,
+        max_wait_seconds: float = 0.0,
     ) -> None:
         self._loop = loop
         self._client = self._loop.run(_client(config), CLOSE_SECONDS)
         self.lookups = DepotLookupClient(
-            self._client, self._loop, instance_ids, timeout_seconds=config.lookup_timeout_seconds
+            self._client,
+            self._loop,
+            instance_ids,
+            timeout_seconds=config.lookup_timeout_seconds,
+            max_wait_seconds=max_wait_seconds,
         )
         self.reports: BlockReportQueue | None = None
         if config.report_blocks and reported_block_size is not None:

@@ -35,6 +35,11 @@ class SchedulerSettings:
     reset_means_new_weights: bool = True
 
     @property
+    def has_states(self) -> bool:
+        """Whether a group holds states, so that a load must end exactly where the depot's match does."""
+        return any(group.holds_state for group in self.groups)
+
+    @property
     def may_load_partially(self) -> bool:
         """Whether the engine can go on after any block of a load.
 

@@ -23,15 +23,19 @@ class ConnectedScheduler(ConnectorScheduler):
     def __init__(
         self, config: ConnectorConfig, facts: EngineFacts, traits_of: Callable[[EngineRequest], RequestTraits]
     ) -> None:
+        facts.shards_per_worker(config)  # refuses what the workers would refuse
         reported = reported_group(facts.groups)
+        settings = facts.scheduler_settings(config)
         self._client = SchedulerClient(
             config,
             instance_ids(facts.engine_id, facts.num_replicas),
-            facts.identity.model_name,
+            facts.identity.in_head_shards(config.head_shards).model_name,
             facts.groups[reported].block_size if reported is not None else None,
             shared_event_loop(),
+            # The depot learns only from a chunk itself whether it has a state.
+            config.lookup_timeout_seconds / 2 if settings.has_states else 0.0,
         )
-        super().__init__(facts.scheduler_settings(config), self._client.lookups, self._client.reports, traits_of)
+        super().__init__(settings, self._client.lookups, self._client.reports, traits_of)
 
     @property
     def is_attached(self) -> bool:
@@ -68,15 +72,16 @@ def open_worker(
 
     `worker_index` is from 0 to `facts.num_workers - 1`. `record_event` is described at `ConnectorWorker`.
 
-    Raises: ConfigError: there is no such worker.
+    Raises: ConfigError: there is no such worker, or the settings do not fit the engine.
     """
     if not 0 <= worker_index < facts.num_workers:
         raise ConfigError(f"worker_index is {worker_index}, and the engine has {facts.num_workers} workers")
     return ConnectorWorker(
         config,
-        facts.identity,
+        facts.identity.in_head_shards(config.head_shards),
         worker_id(facts.engine_id, worker_index, facts.num_workers, facts.num_replicas),
         worker_index,
         shared_event_loop(),
         record_event,
+        num_shards=facts.shards_per_worker(config),
     )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from kvdepot.connector.attached_workers import AttachedWorkers
-from kvdepot.connector.block_tables import cut_tables, storable_tokens
+from kvdepot.connector.block_tables import cut_tables, storable_tokens, with_certain_states
 from kvdepot.connector.block_transfers import BlockTransfers
 from kvdepot.connector.chunk_prefixes import ChunkPrefixes
 from kvdepot.connector.commands import BlockIds, StoreCommand
@@ -36,6 +36,10 @@ class StorePlanner:
         rejected later; these have no hash yet.
         """
         request, chunk_size = state.request, self._workers.chunk_size
+        if (
+            computed % chunk_size == 0 and computed <= request.num_tokens + self._settings.steps_ahead
+        ):  # no draft is in it
+            state.exact_tokens = computed
         last = min(computed, self._max_tokens(state)) // chunk_size * chunk_size
         start = state.stored_tokens // chunk_size * chunk_size
         if last <= start or not self._settings.stores or not state.may_store or state.finished:
@@ -48,6 +52,8 @@ class StorePlanner:
             len(ids) * group.block_size < end for ids, group in zip(block_ids, groups, strict=True)
         ):
             return None
+        if self._settings.has_states:
+            block_ids = with_certain_states(groups, block_ids, end, state.exact_tokens, null_block_id)
         covered = cut_tables(groups, block_ids, start, end, null_block_id)
         start, end = storable_tokens(groups, covered, start, end, chunk_size, num_free)
         state.stored_tokens = end

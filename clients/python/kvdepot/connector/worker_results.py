@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 class WorkerResults:
-    """The results that the engine's thread has not taken. `chunk_size` is 0 while the worker is not attached.
+    """The results that the engine's thread has not taken.
 
     A failed or partial transfer is marked as such before it is marked as done, and before it ends as a load. Its
     outcome is recorded before both. `take_report` reads in the reverse order, and the engine calls `take_loaded` before
@@ -20,16 +20,25 @@ class WorkerResults:
     """
 
     def __init__(self, worker_index: int) -> None:
-        self.chunk_size = 0
-        self.wants_token_ids = False
         self._worker_index = worker_index
-        self._reported_chunk_size: int | None = None
+        self._chunk_size = 0
+        self._wants_token_ids = False
+        self._num_changes = 1
+        self._num_reported_changes = 0
         self._done: deque[int] = deque()
         self._failed: deque[int] = deque()
         self._partial: deque[tuple[int, int]] = deque()
         self._invalid_blocks: deque[int] = deque()
         self._ended_loads: deque[tuple[str, bool]] = deque()
         self._outcomes: deque[tuple[int, TransferOutcome]] = deque()
+
+    def attachment_changed(self, chunk_size: int, *, wants_token_ids: bool) -> None:
+        """Report the depot's chunk size, or 0 for a lost attachment, and whether the depot wants tokens.
+
+        A new attachment to a depot with the same chunk size is reported too: that depot may be an empty one.
+        """
+        self._chunk_size, self._wants_token_ids = chunk_size, wants_token_ids
+        self._num_changes += 1  # last: the engine's thread reads it first
 
     def record(self, transfer_id: int, outcome: TransferOutcome) -> None:
         """Report what became of a transfer, for statistics."""
@@ -68,9 +77,10 @@ class WorkerResults:
         report.failed.update(_drain(self._failed))
         report.partial.update(_drain(self._partial))
         report.outcomes.update(_drain(self._outcomes))
-        if (chunk_size := self.chunk_size) != self._reported_chunk_size:
-            self._reported_chunk_size = report.chunk_sizes[self._worker_index] = chunk_size
-            report.wants_token_ids = self.wants_token_ids
+        if (num_changes := self._num_changes) != self._num_reported_changes:
+            self._num_reported_changes = num_changes
+            report.chunk_sizes[self._worker_index] = self._chunk_size
+            report.wants_token_ids = self._wants_token_ids
         return report if report != WorkerReport() else None
 
 

@@ -12,15 +12,16 @@ one: NBBS for blocks and their tokens, C for K and V side by side. KV is the sam
 
 A layout without TWO, C and KV has one LATENT plane per layer (multi-head latent attention). A hybrid model makes one
 group for each kind of layer; they may share a `SharedRegions`. For a layout that is not among the constants, make a
-`Layout` of its name.
+`Layout` of its name. `states_from_tensors` describes layers that keep a state (Mamba, gated delta nets).
 """
 
 from __future__ import annotations
 
 from kvdepot.layout.layout import Layout
 from kvdepot.layout.shape import KvShape
+from kvdepot.layout.states import states_from_tensors
 
-__all__ = ["KvShape", "Layout"]
+__all__ = ["KvShape", "Layout", "states_from_tensors"]
 
 # Tokens of a block before heads ("NHD").
 NB_NL_TWO_BS_NH_HS = Layout("NB_NL_TWO_BS_NH_HS")

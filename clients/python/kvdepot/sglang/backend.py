@@ -22,6 +22,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 
 from kvdepot.connector.config import ConfigError
 from kvdepot.connector.event_loop import shared_event_loop
+from kvdepot.connector.model_weights import EngineProcess, process_start
 from kvdepot.sglang.engine_facts import agreed_id, arguments, sglang_version
 from kvdepot.sglang.held_pages import HeldPages
 from kvdepot.sglang.hit_policies import Requirement, prefix_hits
@@ -30,7 +31,6 @@ from kvdepot.sglang.identity import cache_identity, of_pool
 from kvdepot.sglang.placement import KV, placement
 from kvdepot.sglang.pool_depot import MovedPages, PoolDepot
 from kvdepot.sglang.settings import backend_settings
-from kvdepot.vllm.weights import EngineProcess, process_start
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 from kvdepot.connector.bounded_read import BoundedRead
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.identity import MAX_REVISION_BYTES, CacheIdentity, bounded_text
-from kvdepot.vllm.weights import EngineProcess, UnknownWeights, hub_name, weights_revision
+from kvdepot.connector.model_weights import EngineProcess, UnknownWeights, hub_name, weights_revision
 
 logger = logging.getLogger(__name__)
 

@@ -219,6 +219,7 @@ class GetStatusResponse(_message.Message):
     HITS_FIELD_NUMBER: _builtins.int
     NUM_PINS_FIELD_NUMBER: _builtins.int
     PINNED_BYTES_FIELD_NUMBER: _builtins.int
+    KV_EVENTS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the depot."""
     state: Global___ServerState.ValueType
@@ -271,6 +272,10 @@ class GetStatusResponse(_message.Message):
     def hits(self) -> Global___HitTotals:
         """What lookups hit since the start."""
 
+    @_builtins.property
+    def kv_events(self) -> Global___KvEventsStatus:
+        """KV events for routers. Unset: none are published."""
+
     def __init__(
         self,
         *,
@@ -292,14 +297,113 @@ class GetStatusResponse(_message.Message):
         hits: Global___HitTotals | None = ...,
         num_pins: _builtins.int = ...,
         pinned_bytes: _builtins.int = ...,
+        kv_events: Global___KvEventsStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "hits", b"hits", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_queue", b"event_queue", "hits", b"hits", "kv_events", b"kv_events", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depot_incarnation", b"depot_incarnation", "event_queue", b"event_queue", "hits", b"hits", "log_levels", b"log_levels", "num_adopted_chunks", b"num_adopted_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_pins", b"num_pins", "num_sessions", b"num_sessions", "pinned_bytes", b"pinned_bytes", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depot_incarnation", b"depot_incarnation", "event_queue", b"event_queue", "hits", b"hits", "kv_events", b"kv_events", "log_levels", b"log_levels", "num_adopted_chunks", b"num_adopted_chunks", "num_instances", b"num_instances", "num_leases", b"num_leases", "num_pins", b"num_pins", "num_sessions", b"num_sessions", "pinned_bytes", b"pinned_bytes", "settings", b"settings", "start_time", b"start_time", "state", b"state", "tenants", b"tenants", "tiers", b"tiers", "transfer_backend", b"transfer_backend", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class KvEventsStatus(_message.Message):
+    """The KV events that a depot publishes for routers, since its start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NumReplaysByOutcomeEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class NumRetoldByReasonEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REPLAY_ADDRESS_FIELD_NUMBER: _builtins.int
+    NUM_SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
+    NUM_BATCHES_FIELD_NUMBER: _builtins.int
+    NUM_NAMED_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_EXPIRED_CHUNKS_FIELD_NUMBER: _builtins.int
+    NUM_REPLAYS_BY_OUTCOME_FIELD_NUMBER: _builtins.int
+    NUM_RETOLD_BY_REASON_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """Where readers subscribe, with the port that was chosen."""
+    replay_address: _builtins.str
+    """Where readers ask for batches that they lost. Empty: nowhere."""
+    num_subscriptions: _builtins.int
+    """Subscriptions of the readers that are connected now."""
+    num_batches: _builtins.int
+    """Batches that were published."""
+    num_named_chunks: _builtins.int
+    """Chunks whose blocks the events can name."""
+    num_expired_chunks: _builtins.int
+    """Chunks that readers had to forget because their names took too much memory: see the setting kv_events_memory."""
+    @_builtins.property
+    def num_replays_by_outcome(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Requests of readers for batches that they lost. "whole": they got all. "too old": some were gone. "abandoned": the
+        reader took too long.
+        """
+
+    @_builtins.property
+    def num_retold_by_reason(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Times that readers had to forget all blocks and were told all again. "gap": the queue of events was full.
+        "reader": one came, or had lost more than could be replayed.
+        """
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        replay_address: _builtins.str = ...,
+        num_subscriptions: _builtins.int = ...,
+        num_batches: _builtins.int = ...,
+        num_named_chunks: _builtins.int = ...,
+        num_expired_chunks: _builtins.int = ...,
+        num_replays_by_outcome: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        num_retold_by_reason: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "num_batches", b"num_batches", "num_expired_chunks", b"num_expired_chunks", "num_named_chunks", b"num_named_chunks", "num_replays_by_outcome", b"num_replays_by_outcome", "num_retold_by_reason", b"num_retold_by_reason", "num_subscriptions", b"num_subscriptions", "replay_address", b"replay_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvEventsStatus: _TypeAlias = KvEventsStatus  # noqa: Y015
 
 @_typing.final
 class HitTotals(_message.Message):

@@ -137,6 +137,10 @@ class _MissReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissReason
     """A tier has the chunk, and L1 has no slot for it: all its chunks are leased, pinned or in use. Or what prefetches
     load has reached its bound.
     """
+    MISS_REASON_NO_STATE: _MissReason.ValueType  # 13
+    """The chunk is there, and a rank has no state of it (KvGroup.holds_state), nor of those behind it that are there. So
+    the match can't end with any of them.
+    """
 
 class MissReason(_MissReason, metaclass=_MissReasonEnumTypeWrapper):
     """Why a match is not longer."""
@@ -170,6 +174,10 @@ MISS_REASON_TIER_SLOWER_THAN_PREFILL: MissReason.ValueType  # 11
 MISS_REASON_NO_SLOT: MissReason.ValueType  # 12
 """A tier has the chunk, and L1 has no slot for it: all its chunks are leased, pinned or in use. Or what prefetches
 load has reached its bound.
+"""
+MISS_REASON_NO_STATE: MissReason.ValueType  # 13
+"""The chunk is there, and a rank has no state of it (KvGroup.holds_state), nor of those behind it that are there. So
+the match can't end with any of them.
 """
 Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
@@ -372,8 +380,9 @@ class AttachInstanceRequest(_message.Message):
     chunk_size: _builtins.int
     """Tokens per chunk that the engine wants, at most 1,048,576; a multiple of each group's block_size. 0: the depot takes
     the multiple of all of them that is nearest to its setting chunk_size, the smaller one of two. The acknowledgement
-    names it. It is part of the cache identity: instances share chunks only if their chunks have the same size. All
-    ranks of an instance have the same.
+    names it. With a group that holds_state, the depot takes their least common multiple, so that each block can end a
+    match. It is part of the cache identity: instances share chunks only if their chunks have the same size. All ranks
+    of an instance have the same.
     """
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvGroup]:
@@ -536,6 +545,7 @@ class KvGroup(_message.Message):
     TOKEN_STRIDE_BYTES_FIELD_NUMBER: _builtins.int
     HEAD_STRIDE_BYTES_FIELD_NUMBER: _builtins.int
     PLANES_FIELD_NUMBER: _builtins.int
+    HOLDS_STATE_FIELD_NUMBER: _builtins.int
     num_layers: _builtins.int
     """Number of layers, at least 1."""
     num_blocks: _builtins.int
@@ -556,6 +566,12 @@ class KvGroup(_message.Message):
     """Bytes from one token to the next within a block."""
     head_stride_bytes: _builtins.int
     """Bytes from one head to the next within a token."""
+    holds_state: _builtins.bool
+    """Each block holds the state of its layers after all tokens up to the block's end, and not the KV of its tokens
+    (Mamba, gated delta nets, short convolutions). An engine keeps few of these states. So a match of a Lookup ends only
+    with a chunk whose last block was stored, in each such group of each rank. The other blocks of these groups may be
+    absent. Part of the cache identity. A state is divided into block_size parts of head_bytes, so it may need padding.
+    """
     @_builtins.property
     def planes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Plane]:
         """The planes of all layers below num_layers, in any order. Every layer has the same kinds of planes, each once. All
@@ -575,10 +591,11 @@ class KvGroup(_message.Message):
         token_stride_bytes: _builtins.int = ...,
         head_stride_bytes: _builtins.int = ...,
         planes: _abc.Iterable[Global___Plane] | None = ...,
+        holds_state: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "block_stride_bytes", b"block_stride_bytes", "dtype", b"dtype", "head_bytes", b"head_bytes", "head_stride_bytes", b"head_stride_bytes", "num_blocks", b"num_blocks", "num_heads", b"num_heads", "num_layers", b"num_layers", "planes", b"planes", "token_stride_bytes", b"token_stride_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "block_stride_bytes", b"block_stride_bytes", "dtype", b"dtype", "head_bytes", b"head_bytes", "head_stride_bytes", b"head_stride_bytes", "holds_state", b"holds_state", "num_blocks", b"num_blocks", "num_heads", b"num_heads", "num_layers", b"num_layers", "planes", b"planes", "token_stride_bytes", b"token_stride_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvdepot.connector.bounded_read import BoundedRead
 from kvdepot.connector.identity import bounded_text
-from kvdepot.vllm.files import Signature, content, files_in, hub_folder, signature
+from kvdepot.connector.model_files import Signature, content, files_in, hub_folder, signature
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from kvdepot.connector.cache_groups import reported_group
 from kvdepot.connector.commands import StepCommands
 from kvdepot.connector.config import ConnectorConfig
 from kvdepot.connector.identity import CacheIdentity
+from kvdepot.connector.model_weights import EngineProcess, process_start
 from kvdepot.connector.request_limits import RequestParameters
 from kvdepot.connector.sides import ConnectedScheduler, open_worker
 from kvdepot.connector.worker import ConnectorWorker
@@ -33,10 +34,9 @@ from kvdepot.vllm.loggers import log_as_vllm_does
 from kvdepot.vllm.memory import share
 from kvdepot.vllm.metadata import ReportMetadata, StepMetadata
 from kvdepot.vllm.metrics import KvdepotPromMetrics, KvdepotStats, register
-from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity
+from kvdepot.vllm.model_identity import cache_identity, lora_settings, model_identity, state_settings
 from kvdepot.vllm.model_revision import model_revision
 from kvdepot.vllm.support import block_hash_seed, check_engine, warn_of_hashes
-from kvdepot.vllm.weights import EngineProcess, process_start
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
         self._config = ConnectorConfig.of(
             transfer.kv_connector_extra_config, os.environ, source="kv_connector_extra_config"
         )
-        check_engine(vllm_config, kv_cache_config)
+        check_engine(vllm_config, kv_cache_config, self._config.head_shards)
         parallel = vllm_config.parallel_config
         model_name = cache_identity(
             model_identity(
@@ -80,6 +80,7 @@ class KvdepotConnector(KVConnectorBase_V1, SupportsHMA):
             ),
             kv_cache_config,
             has_all_layers=parallel.pipeline_parallel_size == 1,
+            state_settings=state_settings(vllm_config, os.environ),
         )
         if self._is_scheduler:
             warn_of_hashes(vllm_config, os.environ)

@@ -19,6 +19,7 @@ def engine_facts(vllm_config: Any, kv_cache_config: Any, identity: CacheIdentity
         num_blocks=kv_cache_config.num_blocks,
         hash_block_size=hash_block_size(kv_cache_config),
         num_workers=parallel.world_size,
+        tensor_parallel_size=parallel.tensor_parallel_size,
         num_replicas=getattr(kv_cache_config, "kv_tp_replicas", 1),
         steps_ahead=parallel.pipeline_parallel_size,  # also with asynchronous scheduling
         loads=transfer.is_kv_consumer,

@@ -27,5 +27,7 @@ def cache_group(spec: Any) -> CacheGroup:
             return CacheGroup(block_size=block_size, window=window)
         case "ChunkedLocalAttentionSpec":
             return CacheGroup(block_size=block_size, local_chunk=spec.attention_chunk_size)
+        case "MambaSpec":
+            return CacheGroup(block_size=block_size, holds_state=True)
         case _:
             return CacheGroup(block_size=block_size)

@@ -13,7 +13,8 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from kvdepot.connector.identity import bounded_text
+from kvdepot.connector.identity import MAX_MODEL_BYTES, bounded_text
+from kvdepot.connector.model_weights import hub_name
 from kvdepot.vllm.groups import cache_groups
 from kvdepot.vllm.neutral_settings import (
     CACHE_WITHOUT_EFFECT,
@@ -23,13 +24,13 @@ from kvdepot.vllm.neutral_settings import (
     MULTIMODAL_WITHOUT_EFFECT,
     ROPES_OF_ANY_LENGTH,
 )
-from kvdepot.vllm.weights import hub_name
+from kvdepot.vllm.states import state_specs
 
-MAX_MODEL_BYTES = 512
 MAX_DEPTH = 16
 
 _IGNORED_KEYS = {"_name_or_path", "transformers_version", "_commit_hash"}
 _DRAFTS_WITHOUT_LAYERS = {None, "ngram", "ngram_gpu", "suffix"}
+_OF_STATES = ("mamba_type", "shapes", "dtypes")
 _UNQUANTIZED = {"auto", "float16", "bfloat16"}
 
 
@@ -53,11 +54,12 @@ def model_identity(vllm_config: Any, *, vllm_version: str, configured_name: str,
     return with_digest(configured_name or hub_name(source_of(model)), facts)
 
 
-def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: bool) -> str:
+def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: bool, state_settings: Any = None) -> str:
     """Return the model's name, with a digest of its groups unless there is one group of full attention.
 
     Engines keep different blocks of a prefix if their windows or block sizes differ. A group's chunks hold its layers;
-    these are left out for a pipeline, whose workers have different layers.
+    these are left out for a pipeline, whose workers have different layers. States also differ by their shapes, their
+    dtypes and the `state_settings`.
     """
     groups = cache_groups(kv_cache_config)
     if len(groups) == 1 and groups[0].is_full:
@@ -66,7 +68,17 @@ def cache_identity(model_name: str, kv_cache_config: Any, *, has_all_layers: boo
         [repr(group), list(each.layer_names) if has_all_layers else []]
         for group, each in zip(groups, kv_cache_config.kv_cache_groups, strict=True)
     ]
+    if states := state_specs(kv_cache_config):
+        kinds = [[number, *(_canonical(getattr(spec, name)) for name in _OF_STATES)] for number, spec in states]
+        facts.append([kinds, state_settings])
     return with_digest(model_name, facts)
+
+
+def state_settings(vllm_config: Any, environment: Mapping[str, str]) -> list[Any]:
+    """Return the settings that may change what a state is, or the order of its bytes."""
+    device = getattr(getattr(vllm_config, "device_config", None), "device_type", "")
+    settings = [_canonical(getattr(vllm_config, name, None)) for name in ("mamba_config", "additional_config")]
+    return [str(device), environment.get("VLLM_SSM_CONV_STATE_LAYOUT", ""), *settings]
 
 
 def lora_settings(vllm_config: Any) -> str:

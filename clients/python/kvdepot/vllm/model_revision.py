@@ -11,8 +11,8 @@ from typing import Any
 
 from kvdepot.connector.bounded_read import BoundedRead
 from kvdepot.connector.identity import MAX_REVISION_BYTES, bounded_text
+from kvdepot.connector.model_weights import EngineProcess, UnknownWeights, weights_revision
 from kvdepot.vllm.model_identity import draft_config, source_of
-from kvdepot.vllm.weights import EngineProcess, UnknownWeights, weights_revision
 
 logger = logging.getLogger(__name__)
 

@@ -8,16 +8,14 @@ from typing import Any
 
 from kvdepot.connector.identity import MAX_HASH_SEED_BYTES, bounded_text
 from kvdepot.vllm.groups import cache_group, layer_specs
+from kvdepot.vllm.head_shards import head_faults
+from kvdepot.vllm.states import state_faults
 
 logger = logging.getLogger(__name__)
 
 REPRODUCIBLE_HASHES = {"sha256", "sha256_cbor"}
-SERVED = {"FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "ChunkedLocalAttentionSpec"}
+SERVED = {"FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec", "ChunkedLocalAttentionSpec", "MambaSpec"}
 _NOT_SERVED = {
-    "MambaSpec": (
-        "layers of Mamba, gated delta nets, linear attention and short convolutions keep one state of all tokens so "
-        "far, and a chunk has room for KV of its own tokens only"
-    ),
     "CrossAttentionSpec": "cross attention keeps KV of the encoder's input, which no prefix of the prompt names",
     "EncoderOnlyAttentionSpec": "encoder-only attention keeps no KV for later requests",
     "SlidingWindowMLASpec": "latent attention with a window keeps states in a layout that the connector does not know",
@@ -39,14 +37,16 @@ class Unsupported(ValueError):
     """The connector does not support the engine's configuration."""
 
 
-def check_engine(vllm_config: Any, kv_cache_config: Any) -> None:
-    """Check that every block holds the KV of its own tokens only.
+def check_engine(vllm_config: Any, kv_cache_config: Any, head_shards: int = 0) -> None:
+    """Check that every block holds the KV of its own tokens only, or a state that is known to be right.
 
-    The error has all faults.
+    With `head_shards`, the heads must be divisible by it. The error has all faults.
 
     Raises: Unsupported.
     """
     faults = [*_parallelism(vllm_config), *_failure_policy(vllm_config), *_groups(kv_cache_config)]
+    faults += state_faults(vllm_config, kv_cache_config)
+    faults += head_faults(vllm_config, kv_cache_config, head_shards)
     if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
         faults.append("calculate_kv_scales makes KV that only this engine can read")
     if faults:
@@ -105,7 +105,7 @@ def _groups(kv_cache_config: Any) -> Iterator[str]:
                 reason = _NOT_SERVED.get(name, "the connector does not know this kind of layers")
                 yield f"group {number} of the KV cache is a {name}: {reason}"
                 break
-            if getattr(spec, "tokens_per_state", 1) != 1:
+            if name != "MambaSpec" and getattr(spec, "tokens_per_state", 1) != 1:
                 yield (
                     f"group {number} of the KV cache keeps {spec.tokens_per_state} tokens in one state, in a layout "
                     "that the connector does not know"

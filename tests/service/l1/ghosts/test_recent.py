@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.l1.eviction.policy_name import PolicyName
@@ -49,7 +49,6 @@ def test_each_cache_holds_what_a_plain_lru_cache_holds(uses: list[tuple[int, boo
         caches.check()
 
 
-@settings(deadline=None)
 @given(prompts=st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5)), max_size=40))
 def test_without_sampling_the_curve_of_lru_is_exact(prompts: list[tuple[int, int]]) -> None:
     traffic = Traffic(8)

@@ -167,4 +167,4 @@ class AnyUse(RuleBasedStateMachine):
 
 
 TestAnyUse = AnyUse.TestCase
-TestAnyUse.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestAnyUse.settings = settings(max_examples=150, stateful_step_count=60)

@@ -138,7 +138,7 @@ def test_chunks_from_before_a_restart_count() -> None:
     assert (after.slots("a"), after.slots("b"), after.slots("c")) == (4, 0, 8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     shares=st.tuples(st.integers(0, 6), st.integers(0, 4)),
     steps=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.booleans()), max_size=40),

@@ -41,7 +41,7 @@ class Model:
         self.order.add(self.chunks[number])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 39), st.sampled_from([0.0, 0.0, 0.6])), max_size=120))
 def test_after_any_uses_all_chunks_are_in_order(steps: list[tuple[bool, int, float]]) -> None:
     model = Model()

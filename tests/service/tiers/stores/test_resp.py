@@ -142,7 +142,7 @@ def test_a_reply_that_is_too_large_or_malformed_ends_the_connection(
 
 
 def test_any_bytes_are_a_value_or_an_error(server: ScriptedServer) -> None:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(
         st.lists(
             st.one_of(

@@ -81,7 +81,7 @@ def test_the_slot_of_a_key_is_the_published_one(key: bytes, slot: int) -> None:
 
 
 def test_the_slot_of_a_key_is_the_servers(nodes: Sequence[RedisServer]) -> None:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.text(alphabet="{}ab:", max_size=12))
     def compare(key: str) -> None:
         assert nodes[0].call("CLUSTER", "KEYSLOT", key) == hash_slot(key.encode())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvdepot.vllm.files import changed_after, content, files_in, hub_folder, is_hub_link
+from kvdepot.connector.model_files import changed_after, content, files_in, hub_folder, is_hub_link
 
 MAX_READ_BYTES = 16 << 20
 MAX_FILES = 4_096  # of a model; the largest have some hundred
