@@ -65,8 +65,6 @@ async def parallel_samples(proof: Proof, a: Engine, b: Engine) -> str:
 
 async def ngram_speculation(proof: Proof, a: Engine, b: Engine) -> str:
     """An engine that drafts tokens stores no draft that it rejects, and shares with one that does not draft."""
-    async with proof.depot() as depot:
-        await depot.clear_cache()
     histories = [prompt + proof.plain.answers[prompt].tokens[:KNOWN] for prompt in GREEDY]
     rest = [proof.plain.answers[prompt].tokens[KNOWN:] for prompt in GREEDY]
     async with proof.engine("ngram", speculative_config=NGRAM) as drafts:
