@@ -154,14 +154,14 @@ class Detached(DepotError, status=StatusCode.FAILED_PRECONDITION, reason="DETACH
 
 
 class ChunkCorrupt(DepotError, status=StatusCode.DATA_LOSS, reason="CHUNK_CORRUPT"):
-    """Bytes of leased chunks do not match their checksums. Tokens before the first bad one are right.
+    """Bytes of leased chunks do not match their checksums. The engine computes the tokens from the first bad one on.
 
-    `positions` are those of the corrupt chunks, ascending and counted from token 0. The metadata has `first_bad_token`
-    and `bad_tokens`: ranges FIRST:END, without END. Too many ranges are cut to `MAX_BAD_RANGES`, the last of which then
-    covers the rest.
+    `positions` are those of the corrupt chunks, ascending and counted from token 0. The metadata has `first_bad_token`,
+    by default that of the first corrupt chunk, and `bad_tokens`: ranges FIRST:END, without END. Too many ranges are cut
+    to `MAX_BAD_RANGES`, the last of which then covers the rest.
     """
 
-    def __init__(self, positions: Sequence[int], chunk_size: int) -> None:
+    def __init__(self, positions: Sequence[int], chunk_size: int, *, first_bad_token: int | None = None) -> None:
         ranges: list[list[int]] = []
         for position in positions:
             first, end = position * chunk_size, (position + 1) * chunk_size
@@ -169,7 +169,7 @@ class ChunkCorrupt(DepotError, status=StatusCode.DATA_LOSS, reason="CHUNK_CORRUP
                 ranges[-1][1] = end
             else:
                 ranges.append([first, end])
-        first_bad_token = ranges[0][0]
+        first_bad_token = ranges[0][0] if first_bad_token is None else first_bad_token
         bad_tokens = ",".join(f"{first}:{end}" for first, end in ranges)
         self.metadata = {"first_bad_token": f"{first_bad_token}", "bad_tokens": bad_tokens}
         super().__init__(
@@ -178,7 +178,7 @@ class ChunkCorrupt(DepotError, status=StatusCode.DATA_LOSS, reason="CHUNK_CORRUP
 
 
 class ChunkLost(DepotError, status=StatusCode.ABORTED, reason="CHUNK_LOST"):
-    """A leased chunk that was on its way from a tier did not arrive. Tokens before it are right.
+    """A leased chunk that was on its way from a tier did not arrive. The engine computes the tokens from a bad one on.
 
     The metadata has `first_bad_token`.
     """

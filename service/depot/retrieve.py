@@ -32,7 +32,8 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
     so that its error names all of them. A chunk that is on its way from a tier is copied when it is there, while the
     tier reads those behind it. If it is lost, nothing behind it is copied.
 
-    With `accept_partial` a chunk that is corrupt, lost, or lacks a block is no error: the answer ends before it.
+    With `accept_partial` a chunk that is corrupt, lost, or lacks a block is no error: the answer ends before it. If the
+    tables have absent blocks, no part of the prefix is right without the rest of it.
 
     Raises: ChunkCorrupt, ChunkLost, InvalidRequest, InstanceNotFound, RankNotFound, NoRegions, RegionUnavailable,
         BackendUnavailable, TransferFailed, Detached, LeaseNotFound, LeaseExpired, LeaseReleased, LeaseRevoked,
@@ -66,12 +67,16 @@ async def retrieve(depot: Depot, request: RetrieveRequest) -> RetrieveAnswer:
                 break
         miss = miss or arrivals.miss
         copied = chunks[: position - first]
+        may_be_shorter = _may_be_shorter(attachment, request)
         if not request.accept_partial:
-            check_none_corrupt(copied, first, chunk_size)
+            first_bad_token = None if may_be_shorter else skip_tokens
+            check_none_corrupt(copied, first, chunk_size, first_bad_token=first_bad_token)
             if miss is not None:
-                raise ChunkLost(miss.at_token, miss.detail)
+                raise ChunkLost(miss.at_token if may_be_shorter else skip_tokens, miss.detail)
         miss = _first_corrupt(copied, first, chunk_size) or miss
-        valid_tokens = num_tokens if miss is None else max(skip_tokens, miss.at_token)
+        valid_tokens = num_tokens
+        if miss is not None:
+            valid_tokens = max(skip_tokens, miss.at_token) if may_be_shorter else skip_tokens
         operation.num_tokens = valid_tokens - skip_tokens
         operation.l2_tokens = tokens_from_l2(lease, skip_tokens, valid_tokens, chunk_size)
         operation.miss_reason = miss.reason if miss is not None else None
@@ -140,6 +145,17 @@ def _present(
             at_token = (first + number) * chunk_size
             return number, Miss(reason=MissReason.NEVER_STORED, at_token=at_token, detail=str(error))
     return len(chunks), None
+
+
+def _may_be_shorter(attachment: Attachment, request: RetrieveRequest) -> bool:
+    """Return whether an engine can go on after a part of what the tables cover.
+
+    With absent blocks it can't: the tables have the window, or the state, that goes with the whole prefix only.
+    """
+    return not any(
+        table.absent_blocks * group.block_size > request.skip_tokens
+        for table, group in zip(request.block_tables, attachment.groups, strict=True)
+    )
 
 
 def _first_corrupt(chunks: Sequence[Chunk], first: int, chunk_size: int) -> Miss | None:

@@ -110,11 +110,15 @@ class Verification:
             log_event(logger, logging.ERROR, "ChunksCorrupt", facts | {"num_suppressed": num_suppressed})
 
 
-def check_none_corrupt(chunks: Iterable[Chunk], first_position: int, chunk_size: int) -> None:
+def check_none_corrupt(
+    chunks: Iterable[Chunk], first_position: int, chunk_size: int, *, first_bad_token: int | None = None
+) -> None:
     """Check the chunks of a prefix from `first_position` on, once all that a call reads of them is compared.
+
+    The error names `first_bad_token`, by default that of the first corrupt chunk.
 
     Raises: ChunkCorrupt.
     """
     positions = [position for position, chunk in enumerate(chunks, start=first_position) if chunk.is_corrupt]
     if positions:
-        raise ChunkCorrupt(positions, chunk_size)
+        raise ChunkCorrupt(positions, chunk_size, first_bad_token=first_bad_token)

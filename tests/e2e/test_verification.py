@@ -224,7 +224,31 @@ async def test_damage_in_an_unwanted_group_is_found_at_the_first_use_too(depot: 
     found = await engine.lookup("s", TOKENS)
     with pytest.raises(ChunkCorrupt) as failure:
         await engine.attachment.retrieve("s", found.lease, tables)
-    assert failure.value.first_bad_token == CHUNK_SIZE
+    assert failure.value.first_bad_token == 0, "the window of a shorter prefix was not asked for"
+
+
+@pytest.mark.parametrize("accept_partial", [True, False])
+@pytest.mark.parametrize(("skip_tokens", "valid_tokens"), [(0, 0), (CHUNK_SIZE, CHUNK_SIZE), (64, 5 * CHUNK_SIZE)])
+async def test_a_window_is_right_for_the_whole_prefix_only(
+    depot: Site, skip_tokens: int, valid_tokens: int, *, accept_partial: bool
+) -> None:
+    engine, _, chunks = await stored(depot, SMALL, SMALL)
+    [full, window] = engine.tables(NUM_TOKENS)
+    num_absent = 64 // SMALL.shape.block_size
+    tables = [block_table(full), block_table(window[num_absent:], absent_blocks=num_absent)]
+    damage(depot, chunks[5])
+    found = await engine.lookup("s", TOKENS)
+    retrieve = engine.attachment.retrieve(
+        "s", found.lease, tables, skip_tokens=skip_tokens, accept_partial=accept_partial
+    )
+    if accept_partial:
+        answer = await retrieve
+        assert (answer.valid_tokens, answer.retrieved_tokens) == (valid_tokens, valid_tokens - skip_tokens)
+        assert answer.miss.at_token == 5 * CHUNK_SIZE
+    else:
+        with pytest.raises(ChunkCorrupt) as failure:
+            await retrieve
+        assert failure.value.first_bad_token == valid_tokens
 
 
 # Inline

@@ -71,8 +71,8 @@ class DepotError(Exception):
 class ChunkCorrupt(DepotError):
     """Chunks in the depot were damaged (`CHUNK_CORRUPT`), and the depot has dropped them.
 
-    What was retrieved of the tokens before `first_bad_token` is right. Compute the tokens from there on. `bad_tokens`
-    are all damaged tokens, as ranges in ascending order.
+    What was retrieved of the tokens before `first_bad_token` is right. Compute the tokens from there on. It is 0 if the
+    depot did not say which tokens are right. `bad_tokens` are all damaged tokens, as ranges in ascending order.
     """
 
     def __init__(
@@ -83,14 +83,11 @@ class ChunkCorrupt(DepotError):
         violations: tuple[FieldViolation, ...] = (),
         retry_after_seconds: float | None = None,
         bad_tokens: tuple[range, ...] = (),
+        first_bad_token: int = 0,
     ) -> None:
         super().__init__(code, reason, message, violations, retry_after_seconds)
         self.bad_tokens = bad_tokens
-
-    @property
-    def first_bad_token(self) -> int:
-        """The first damaged token. 0 if the depot did not say which are damaged."""
-        return self.bad_tokens[0].start if self.bad_tokens else 0
+        self.first_bad_token = first_bad_token
 
 
 class ChunkLost(DepotError):
@@ -172,12 +169,16 @@ def _with_details(error: DepotError, status: bytes) -> DepotError:
         elif name == "google.rpc.RetryInfo":
             delay = messages["RetryInfo"].FromString(packed.value).retry_delay
             retry_after_seconds = delay.seconds + delay.nanos / 1e9
+    first = metadata.get("first_bad_token", "")
+    first_bad_token = int(first) if first.isascii() and first.isdecimal() else 0
     if reason == "CHUNK_CORRUPT":
         bad_tokens = _ranges(metadata.get("bad_tokens", ""))
-        return ChunkCorrupt(error.code, reason, error.message, violations, retry_after_seconds, bad_tokens)
+        if bad_tokens and not first:
+            first_bad_token = bad_tokens[0].start
+        return ChunkCorrupt(
+            error.code, reason, error.message, violations, retry_after_seconds, bad_tokens, first_bad_token
+        )
     if reason == "CHUNK_LOST":
-        first = metadata.get("first_bad_token", "")
-        first_bad_token = int(first) if first.isascii() and first.isdecimal() else 0
         return ChunkLost(error.code, reason, error.message, violations, retry_after_seconds, first_bad_token)
     return DepotError(error.code, reason, error.message, violations, retry_after_seconds)
 

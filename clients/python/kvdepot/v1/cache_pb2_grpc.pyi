@@ -159,8 +159,9 @@ class CacheServiceStub:
 
     The depot compares the bytes of each chunk with the checksum that its store has computed. If they differ, the depot
     drops the chunk and copies the others. Then the call fails with DATA_LOSS. The `metadata` of its ErrorInfo has
-      first_bad_token  The blocks of the tokens before it are right. The depot no longer writes to any block. The engine
-                       computes the tokens from this one on. It may store them again.
+      first_bad_token  The engine computes the tokens from this one on, and may store them again. The blocks of the
+                       tokens before it are right. The depot no longer writes to any block. It is skip_tokens if the
+                       tables have absent blocks behind that: a window or a state goes with the whole prefix only.
       bad_tokens       All bad tokens: ranges FIRST:END with commas between them. END is not in the range. The engine
                        must not use the block of a bad token.
     If a chunk is on its way from a tier, the call waits for it, and copies it as soon as it is there. It waits within the
@@ -168,7 +169,7 @@ class CacheServiceStub:
     with ABORTED, CHUNK_LOST, and the same first_bad_token.
 
     With accept_partial, CHUNK_CORRUPT, CHUNK_LOST and BLOCK_ABSENT are no errors. The call succeeds, and valid_tokens of
-    the response ends where the first such chunk begins.
+    the response ends where the first such chunk begins, or at skip_tokens if the tables have absent blocks behind that.
 
     A chunk without a checksum is not compared. The depot compares whole chunks. It does so too if skip_tokens leaves out
     a part of a chunk. If the tables have absent blocks in a chunk, it is compared at the first such use only. After
@@ -409,8 +410,9 @@ class CacheServiceAsyncStub(CacheServiceStub):
 
     The depot compares the bytes of each chunk with the checksum that its store has computed. If they differ, the depot
     drops the chunk and copies the others. Then the call fails with DATA_LOSS. The `metadata` of its ErrorInfo has
-      first_bad_token  The blocks of the tokens before it are right. The depot no longer writes to any block. The engine
-                       computes the tokens from this one on. It may store them again.
+      first_bad_token  The engine computes the tokens from this one on, and may store them again. The blocks of the
+                       tokens before it are right. The depot no longer writes to any block. It is skip_tokens if the
+                       tables have absent blocks behind that: a window or a state goes with the whole prefix only.
       bad_tokens       All bad tokens: ranges FIRST:END with commas between them. END is not in the range. The engine
                        must not use the block of a bad token.
     If a chunk is on its way from a tier, the call waits for it, and copies it as soon as it is there. It waits within the
@@ -418,7 +420,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
     with ABORTED, CHUNK_LOST, and the same first_bad_token.
 
     With accept_partial, CHUNK_CORRUPT, CHUNK_LOST and BLOCK_ABSENT are no errors. The call succeeds, and valid_tokens of
-    the response ends where the first such chunk begins.
+    the response ends where the first such chunk begins, or at skip_tokens if the tables have absent blocks behind that.
 
     A chunk without a checksum is not compared. The depot compares whole chunks. It does so too if skip_tokens leaves out
     a part of a chunk. If the tables have absent blocks in a chunk, it is compared at the first such use only. After
@@ -686,8 +688,9 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The depot compares the bytes of each chunk with the checksum that its store has computed. If they differ, the depot
         drops the chunk and copies the others. Then the call fails with DATA_LOSS. The `metadata` of its ErrorInfo has
-          first_bad_token  The blocks of the tokens before it are right. The depot no longer writes to any block. The engine
-                           computes the tokens from this one on. It may store them again.
+          first_bad_token  The engine computes the tokens from this one on, and may store them again. The blocks of the
+                           tokens before it are right. The depot no longer writes to any block. It is skip_tokens if the
+                           tables have absent blocks behind that: a window or a state goes with the whole prefix only.
           bad_tokens       All bad tokens: ranges FIRST:END with commas between them. END is not in the range. The engine
                            must not use the block of a bad token.
         If a chunk is on its way from a tier, the call waits for it, and copies it as soon as it is there. It waits within the
@@ -695,7 +698,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         with ABORTED, CHUNK_LOST, and the same first_bad_token.
 
         With accept_partial, CHUNK_CORRUPT, CHUNK_LOST and BLOCK_ABSENT are no errors. The call succeeds, and valid_tokens of
-        the response ends where the first such chunk begins.
+        the response ends where the first such chunk begins, or at skip_tokens if the tables have absent blocks behind that.
 
         A chunk without a checksum is not compared. The depot compares whole chunks. It does so too if skip_tokens leaves out
         a part of a chunk. If the tables have absent blocks in a chunk, it is compared at the first such use only. After
