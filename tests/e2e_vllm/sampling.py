@@ -51,8 +51,8 @@ async def parallel_samples(proof: Proof, a: Engine, b: Engine) -> str:
     assert cached == [whole_chunks(len(prompt)) for prompt in following], f"{cached} were cached"
     count = sum(len(sample) for answer in (computed, found) for sample in answer.samples)
     return (
-        f"cached {list(found.cached_of_samples)} of {len(SAMPLED)} by the samples, {count} tokens identical; {cached} of {len(following[0])} "
-        f"with their own tokens, {same}"
+        f"cached {list(found.cached_of_samples)} of {len(SAMPLED)} by the samples, {count} tokens identical; "
+        f"{cached} of {len(following[0])} with their own tokens, {same}"
     )
 
 
