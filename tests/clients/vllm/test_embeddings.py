@@ -33,7 +33,8 @@ prompts = st.lists(positions, min_size=1, max_size=8)
 
 
 def request(prompt: list[Position], *, is_mixed: bool = True) -> Request:
-    embeddings = np.array([[position.hashed[1]] * 3 for position in prompt], np.float32)
+    # The first value of some embeddings is zero, though they are not zeros.
+    embeddings = np.array([[value // 2, value, 0] for value in (each.hashed[1] for each in prompt)], np.float32)
     if not is_mixed:
         return Request(prompt_embeds=embeddings)
     return Request(

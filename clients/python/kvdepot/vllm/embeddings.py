@@ -16,10 +16,15 @@ def named_tokens(request: Any) -> int | None:
     if embeddings is None:
         return None
     token_ids = request.prompt_token_ids
-    count = len(embeddings)
-    are_tokens = request.prompt_is_token_ids or [token_ids is not None] * count
-    not_zeros = embeddings.any(axis=1).tolist()
-    for position, (is_token, has_values) in enumerate(zip(are_tokens, not_zeros, strict=True)):
-        if (token_ids[position] == 0) if is_token else not has_values:
-            return position
-    return None
+    are_tokens = request.prompt_is_token_ids or [token_ids is not None] * len(embeddings)
+    begin_with_zero = (embeddings[:, 0] == 0).tolist()  # few do, and only these are read as a whole
+    doubtful = [position for position, is_token in enumerate(are_tokens) if is_token and token_ids[position] == 0]
+    may_be_zeros = [
+        position
+        for position, (is_token, is_zero) in enumerate(zip(are_tokens, begin_with_zero, strict=True))
+        if is_zero and not is_token
+    ]
+    if may_be_zeros:
+        have_values = embeddings[may_be_zeros].any(axis=1).tolist()
+        doubtful += [position for position, has in zip(may_be_zeros, have_values, strict=True) if not has]
+    return min(doubtful, default=None)
