@@ -18,9 +18,12 @@ TOKENS = np.arange(2 * CHUNK, dtype=np.uint32)
 NO_TOKENS = np.array([], dtype=np.uint32)
 
 
-def names_of(prefix: Prefix, *, block_size: int = BLOCK, as_ints: bool = False) -> list[NamedChunk]:
+def names_of(
+    prefix: Prefix, *, block_size: int = BLOCK, as_ints: bool = False, shared: frozenset[ChunkKey] = frozenset()
+) -> list[NamedChunk]:
     names = Names(1 << 20)
-    namer = Namer(names, Topics("kv@{pod}@{model}", "pod"), as_ints=as_ints)
+    topics = Topics("kv@{pod}@{model}", "pod")
+    namer = Namer(names, topics, as_ints=as_ints, is_shared=lambda key: key in shared)
     keys = list(chunk_keys(NAMESPACE, prefix, CHUNK))
     prompt = Prompt(
         prefix=prefix,
@@ -36,6 +39,7 @@ def names_of(prefix: Prefix, *, block_size: int = BLOCK, as_ints: bool = False) 
         namer.name(prompt, position, key, keys[position - 1] if position else None, [key])
         assert not namer.wants(key, has_tokens=False)
     names.check()
+    assert names.external == shared
     return list(names.all())
 
 
@@ -61,6 +65,12 @@ def test_chunks_of_tokens_end_with_their_keys() -> None:
     assert (first.parent_name, second.parent_name) == (b"", first.name)
     assert tokens_of(second) == TOKENS[8:16].tolist()
     assert (first.topic, first.block_size, first.num_blocks) == (b"kv@pod@m", BLOCK, 2)
+
+
+def test_a_chunk_that_was_loaded_from_a_shared_tier_before_it_has_a_name_is_known_to_be_there() -> None:
+    prefix = Prefix(token_ids=TOKENS)
+    _, second = chunk_keys(NAMESPACE, prefix, CHUNK)
+    assert len(names_of(prefix, shared=frozenset({second}))) == 2
 
 
 def test_each_block_of_a_chunk_has_a_hash_of_its_own_in_both_forms() -> None:
