@@ -69,6 +69,13 @@ def test_stored_chunks_are_published_once_with_their_tokens(driver: SchedulerDri
     assert driver.scheduler.take_block_changes() == BlockChanges()
 
 
+def test_blocks_are_published_behind_their_parents_whichever_store_ends_first() -> None:
+    blocks, request = PublishedBlocks(BLOCK, BLOCK), request_of(3 * CHUNK)
+    for chunk in (1, 2, 0):
+        blocks.stored(request, chunk * CHUNK, (chunk + 1) * CHUNK, CHUNK)
+    assert [stored.start_token for stored in blocks.take().stored] == [0, CHUNK, 2 * CHUNK]
+
+
 def test_what_was_not_stored_is_not_published(driver: SchedulerDriver, reader: Reader) -> None:
     store(driver, request_of(20), failed=True)
     assert driver.scheduler.take_block_changes() == BlockChanges()

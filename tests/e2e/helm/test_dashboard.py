@@ -12,6 +12,7 @@ from kvdepot import AsyncDepotClient, Credentials, DepotError, allocation_record
 from telemetry.events import ServerDraining
 from tests.e2e.access.calling import write_tenants
 from tests.e2e.engines import SMALL, Site, attach, prompt, site
+from tests.e2e.kv_events.reading import ADDRESSES
 from tests.e2e.prometheus import needs_prometheus, prometheus
 from tests.e2e.scraping import Failing, measured, work
 from tests.e2e.servers import StartServer
@@ -67,7 +68,7 @@ async def tenants_day(client: AsyncDepotClient, unauthenticated: AsyncDepotClien
 @needs_prometheus
 async def test_every_query_has_an_answer_after_some_work(start_server: StartServer, tmp_path: Path) -> None:
     flags = measured(l1_size=2 * SLOT_BYTES, tenant_max_pinned=0.5, l0_sample_rate=1.0, event_queue_size=1_000)
-    server = await start_server(**flags, open_tiers=disk_and_valkey, l2_write="none")
+    server = await start_server(**flags, **ADDRESSES, open_tiers=disk_and_valkey, l2_write="none")
     server.bus.subscribe(Failing())
     server.sizing.source = GrowingCurves(2 * SLOT_BYTES)
     authority = Authority()

@@ -94,8 +94,8 @@ class PublishedBlocks:
             self._remove(name)
 
     def take(self) -> BlockChanges:
-        """Return what to publish since the last call."""
-        changes = BlockChanges(stored=self._stored)
+        """Return what to publish since the last call. Of one prompt, blocks come behind those before them."""
+        changes = BlockChanges(stored=sorted(self._stored, key=lambda stored: stored.start_token))
         self._stored = []
         while self._removed and len(changes.removed_hashes) < MAX_REMOVED_HASHES:
             name, block_hashes = next(iter(self._removed.items()))
