@@ -109,10 +109,10 @@ test-servers: build/servers/.installed-chromium build/servers/.installed-redis .
 sglang-wheel: $(VENV)/.installed ## fetch SGLang's wheel, 39 MB, for the tests of its storage backend. Without it they are skipped
 	@$(BIN)/python -c 'from tests.fakes.sglang_wheel import wheel_modules; wheel_modules()'
 
-test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: ten minutes, 630 MB to install
+test: $(VENV)/.installed ## run the tests that need neither torch nor CuPy: half an hour on two cores, 630 MB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"
 
-test-full: $(VENV)/.installed $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests with torch and CuPy, as CI does: ten minutes, 2.1 GB to install
+test-full: $(VENV)/.installed $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests with torch and CuPy, as CI does: half an hour on two cores, 2.1 GB to install
 	@$(BIN)/python -m pytest -m "not gpu and not slow"
 
 test-all: $(VENV)/.installed $(VENV)/.installed-demo $(VENV)/.installed-cuda ## run the tests, the long ones too
