@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from kvdepot.connector.commands import WorkerReport
 from kvdepot.connector.worker_results import WorkerResults
 from tests.clients.connector.workers import StartWorker, Worker, start_worker, store_command
@@ -13,14 +9,6 @@ from tests.fakes.depot import FakeDepot
 from tests.fakes.waiting import eventually
 
 __all__ = ["start_worker"]
-
-
-@pytest.fixture
-def depot() -> Iterator[FakeDepot]:
-    depot = FakeDepot()
-    depot.start()
-    yield depot
-    depot.stop()
 
 
 async def until_it_stores(worker: Worker, depot: FakeDepot) -> None:
