@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from kvdepot import block_table, requests
+from kvdepot import ChunkLost, block_table, requests
 from kvdepot.cli.explanation import explained
 from kvdepot.v1 import cache_pb2
 from service.depot.tier import Doubt
@@ -124,6 +124,10 @@ async def test_a_lost_chunk_ends_what_is_right_and_frees_its_slot(open_with_tier
     assert site.depot.index.pool.used_bytes < used_bytes, "the slot is free while the lease lives"
     with refused("ABORTED", "CHUNK_LOST"):
         await engine.retrieve("reader", found.lease, NUM_TOKENS)
+    [ids] = engine.tables(NUM_TOKENS)
+    with pytest.raises(ChunkLost) as failure:
+        await engine.attachment.retrieve("reader", found.lease, [block_table(ids[1:], absent_blocks=1)])
+    assert failure.value.first_bad_token == 0, "such a table has what the whole prefix needs, and no other"
     await engine.retrieve_exactly("reader", found.lease, first_tokens(kv, 3 * CHUNK_SIZE))
     await engine.end_session("reader")
     assert (await engine.store("writer", TOKENS, kv)).stored_tokens == CHUNK_SIZE, "the store heals what was lost"
