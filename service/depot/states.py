@@ -14,7 +14,7 @@ from telemetry.kinds import MissReason, Tier
 
 
 def has_state(attachment: Attachment, chunk: Chunk) -> bool:
-    """Return whether a match may end with a chunk of a rank. While a chunk comes from a tier, nobody knows."""
+    """Return whether a match may end with a chunk of a rank: not while it comes from a tier, since nobody knows then."""
     if not attachment.state_groups:
         return True
     return not chunk.is_loading and not any(

@@ -36,9 +36,8 @@ class StorePlanner:
         rejected later; these have no hash yet.
         """
         request, chunk_size = state.request, self._workers.chunk_size
-        if (
-            computed % chunk_size == 0 and computed <= request.num_tokens + self._settings.steps_ahead
-        ):  # no draft is in it
+        has_drafts = computed > request.num_tokens + self._settings.steps_ahead
+        if computed % chunk_size == 0 and not has_drafts:
             state.exact_tokens = computed
         last = min(computed, self._max_tokens(state)) // chunk_size * chunk_size
         start = state.stored_tokens // chunk_size * chunk_size

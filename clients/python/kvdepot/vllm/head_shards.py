@@ -1,4 +1,4 @@
-"""Refuses `kvdepot.head_shards` at the start of a vLLM engine whose KV can't be split by heads."""
+"""Says why the KV of a vLLM engine can't be split by heads, as `kvdepot.head_shards` asks."""
 
 from __future__ import annotations
 
