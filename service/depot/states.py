@@ -14,7 +14,7 @@ from telemetry.kinds import MissReason, Tier
 
 
 def has_state(attachment: Attachment, chunk: Chunk) -> bool:
-    """Return whether a match may end with a chunk of a rank: not while it comes from a tier, since nobody knows then."""
+    """Return whether a match may end with a chunk of a rank. It may not while the chunk comes from a tier."""
     if not attachment.state_groups:
         return True
     return not chunk.is_loading and not any(

@@ -44,7 +44,7 @@ class ConnectorConfig:
     reset_means_new_weights: bool = True
     """Whether a reset of the engine's cache, the connector's included, says that the weights may be other ones."""
     head_shards: Count = 0
-    """The number of shards of the KV heads. Engines share if their tensor-parallel sizes divide it. 0: one for each worker."""
+    """How many shards the KV heads have. Engines share if their tensor-parallel sizes divide it. 0: one per worker."""
     share_memory_by: By = "name"
     """How the depot opens a CPU's KV cache: by `name` in /dev/shm, or by `fd` (one pid namespace, one user)."""
     report_blocks: bool = True

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 
 class TransferEnds:
-    """Counts the ends that each transfer still waits for, on the event loop. `on_done` takes those that wait for none."""
+    """Counts the ends that each transfer waits for, on the event loop. `on_done` takes those that wait for none."""
 
     def __init__(self, on_done: Callable[[Iterable[int]], None]) -> None:
         self._on_done = on_done
